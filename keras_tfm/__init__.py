@@ -1,0 +1,21 @@
+"""Every transformer, from the same few Keras layers."""
+
+from keras_tfm import data, layers, models, ops
+from keras_tfm.config import TransformerConfig
+from keras_tfm.models import Backbone, CausalLM, MaskedLM, QuestionAnswerer, Seq2SeqLM, TextClassifier, TokenClassifier
+
+__version__ = "0.1.0"
+__all__ = [
+    "Backbone",
+    "CausalLM",
+    "MaskedLM",
+    "QuestionAnswerer",
+    "Seq2SeqLM",
+    "TextClassifier",
+    "TokenClassifier",
+    "TransformerConfig",
+    "data",
+    "layers",
+    "models",
+    "ops",
+]

@@ -1,0 +1,142 @@
+"""A whole model as data: validated when made, JSON-able, comparable."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+KINDS = ("encoder", "decoder", "encoder_decoder")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and options of a transformer. Every backbone is built from one and serializes as one.
+
+    Attributes:
+        kind: "encoder" (BERT), "decoder" (GPT) or "encoder_decoder" (the original transformer).
+        vocabulary_size: Rows of the token table.
+        hidden_dim: Width of the residual stream.
+        num_layers: Blocks; of an encoder-decoder, those of the encoder.
+        num_heads: Query heads.
+        intermediate_dim: Width inside the feed-forward layers.
+        num_decoder_layers: Blocks of an encoder-decoder's decoder. Default: num_layers.
+        max_sequence_length: Rows of a learned position table; otherwise a limit that is not enforced by weights.
+        num_key_value_heads: Key/value heads. Default: num_heads.
+        head_dim: Width of a head. Default: hidden_dim // num_heads.
+        position: "learned", "sinusoidal", "rotary", "alibi", "relative", a dict of options with a "kind", or None.
+        token_type_vocabulary_size: Kinds of `token_type_ids` (BERT: 2); 0 for none.
+        embedding_norm: Normalize the sum of embeddings (BERT).
+        embedding_scale: Factor on token embeddings, such as hidden_dim ** 0.5.
+        norm: "layer_norm", "rms_norm" or a dict of options with a "kind".
+        norm_placement: "pre", "post", "sandwich", "residual" or "none".
+        final_norm: Normalize what the last block gives. Default: where the placement leaves it unnormalized.
+        activation, gated, use_bias: Of the blocks.
+        dropout: Of embeddings and residual branches; also of attention weights unless `attention_dropout` is given.
+        attention_dropout, activation_dropout, drop_path, window, parallel: Of the blocks.
+        attention, feed_forward: Further options of `MultiHeadSelfAttention` and `FeedForward`.
+        pooler: BERT's dense layer with tanh on the first token.
+        tie_embeddings: A language model's head uses the token table.
+        mask_zero: Token 0 is padding wherever no padding_mask is given.
+        initializer_range: Standard deviation of initial weights (normal, cut at two of them).
+
+    Raises:
+        ValueError: for sizes and options that do not fit each other, naming the field, its value and what would do.
+    """
+
+    kind: str
+    vocabulary_size: int
+    hidden_dim: int
+    num_layers: int
+    num_heads: int
+    intermediate_dim: int
+    num_decoder_layers: int | None = None
+    max_sequence_length: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    position: Any = "learned"
+    token_type_vocabulary_size: int = 0
+    embedding_norm: bool = False
+    embedding_scale: float | None = None
+    norm: Any = "layer_norm"
+    norm_placement: str = "pre"
+    final_norm: bool | None = None
+    activation: str = "gelu"
+    gated: bool = False
+    use_bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float | None = None
+    activation_dropout: float = 0.0
+    drop_path: float = 0.0
+    window: int | None = None
+    parallel: bool | str = False
+    attention: dict[str, Any] | None = None
+    feed_forward: dict[str, Any] | None = None
+    pooler: bool = False
+    tie_embeddings: bool = True
+    mask_zero: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}; got {self.kind!r}.")
+        for name in ("vocabulary_size", "hidden_dim", "num_layers", "num_heads", "intermediate_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer; got {value!r}.")
+        for name in ("num_decoder_layers", "max_sequence_length", "num_key_value_heads", "head_dim", "window"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be None or a positive integer; got {value!r}.")
+        if self.head_dim is None and self.hidden_dim % self.num_heads:
+            raise ValueError(f"hidden_dim={self.hidden_dim} is not divisible by num_heads={self.num_heads}. Choose a divisor, or give head_dim.")
+        if self.num_key_value_heads is not None and self.num_heads % self.num_key_value_heads:
+            raise ValueError(f"num_key_value_heads must divide num_heads={self.num_heads}; got {self.num_key_value_heads}.")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1; got {value!r}.")
+        if self.position_kind == "learned" and self.max_sequence_length is None:
+            raise ValueError("position='learned' needs max_sequence_length, the number of positions in its table.")
+        if self.num_decoder_layers is not None and self.kind != "encoder_decoder":
+            raise ValueError(f"num_decoder_layers belongs to kind='encoder_decoder'; this is {self.kind!r}, whose blocks are num_layers.")
+        if self.pooler and self.kind != "encoder":
+            raise ValueError(f"pooler belongs to kind='encoder'; this is {self.kind!r}.")
+        if self.token_type_vocabulary_size and self.kind != "encoder":
+            raise ValueError(f"token_type_vocabulary_size belongs to kind='encoder'; this is {self.kind!r}.")
+
+    @property
+    def position_kind(self) -> str | None:
+        """The kind of `position`, whether it is given as a name or as a dict."""
+        return self.position.get("kind") if isinstance(self.position, dict) else self.position
+
+    @property
+    def has_final_norm(self) -> bool:
+        """`final_norm`, or what the placement calls for."""
+        return self.norm_placement in ("pre", "sandwich", "residual") if self.final_norm is None else self.final_norm
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> TransformerConfig:
+        """The inverse of `to_dict`; fields left out take their defaults, unknown ones raise ValueError."""
+        check_fields(fields)
+        return cls(**fields)
+
+    def replace(self, **changes: Any) -> TransformerConfig:
+        """A copy with some fields changed."""
+        check_fields(changes)
+        return dataclasses.replace(self, **changes)
+
+
+def check_fields(fields: dict[str, Any]) -> None:
+    """Raise ValueError if a key of `fields` is no field of `TransformerConfig`; the nearest is suggested."""
+    known = [field.name for field in dataclasses.fields(TransformerConfig)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" It has {known}."
+            raise ValueError(f"TransformerConfig has no field {name!r}.{hint}")

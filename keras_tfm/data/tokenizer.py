@@ -1,0 +1,138 @@
+"""Strings to token ids, by Hugging Face's `tokenizers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` that gives NumPy batches with masks.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`; what it says of padding and truncation is set aside.
+        max_length: Longest row, in tokens; longer texts are cut there and counted in `truncated`.
+        padding_side: "right" or "left".
+        settings: Contents of tokenizer_config.json, kept so that `save` can write it back.
+
+    Attributes:
+        truncated: How many texts have been cut so far.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int | None = None, padding_side: str = "right", settings: dict[str, Any] | None = None):
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right'; got {padding_side!r}.")
+        self._json = tokenizer.to_str()  # as it came, for `save`
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.padding_side = padding_side
+        self.settings = settings or {}
+        self.truncated = 0
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, max_length: int | None = None) -> Tokenizer:
+        """Read tokenizer.json, and tokenizer_config.json where there is one.
+
+        Raises:
+            FileNotFoundError: without a tokenizer.json.
+            ValueError: for one that cannot be read.
+        """
+        from tokenizers import Tokenizer as Base
+
+        path = Path(directory) / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; without it the model has no tokenizer and takes token ids only.")
+        try:
+            base = Base.from_file(str(path))
+        except Exception as error:
+            raise ValueError(f"{path} is not a readable tokenizer: {error}") from error
+        settings_path = Path(directory) / "tokenizer_config.json"
+        settings = json.loads(settings_path.read_text("utf-8")) if settings_path.is_file() else {}
+        limit = settings.get("model_max_length")
+        if max_length is None and isinstance(limit, (int, float)) and limit < 1e9:  # larger ones mean "not said"
+            max_length = int(limit)
+        return cls(base, max_length, settings.get("padding_side", "right"), settings)
+
+    def special_id(self, role: str) -> int | None:
+        """The id of the "pad", "cls", "sep", "mask", "unk", "bos" or "eos" token; None where there is none."""
+        named = self.settings.get(f"{role}_token")
+        if isinstance(named, dict):
+            named = named.get("content")
+        usual = {"pad": ("[PAD]", "<pad>", "<|endoftext|>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
+        for text in filter(None, (named, *usual.get(role, ()))):
+            found = self.tokenizer.token_to_id(text)
+            if found is not None:
+                return found
+        return None
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None) -> list[Any]:
+        """Encodings of texts, or of pairs, with special tokens, cut to `max_length` and not padded."""
+        limit = max_length or self.max_length
+        if limit is not None:
+            self.tokenizer.enable_truncation(limit)
+        try:
+            encodings = self.tokenizer.encode_batch(list(texts))
+        finally:
+            self.tokenizer.no_truncation()
+        self.truncated += sum(bool(encoding.overflowing) for encoding in encodings)
+        return encodings
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Ids back to text."""
+        return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=skip_special_tokens)
+
+    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None, pad_to: int | None = None) -> dict[str, np.ndarray]:
+        """Texts, or pairs of texts, as one padded batch.
+
+        Args:
+            texts: Strings, or (first, second) pairs of them.
+            max_length: Overrides the tokenizer's.
+            pad_to: Length to pad to. Default: the longest row's.
+
+        Returns:
+            {"token_ids" int32, "padding_mask" bool, "token_type_ids" int32}, each (batch, length).
+        """
+        return self.pad(self.encode(texts, max_length), pad_to)
+
+    def pad(self, encodings: Sequence[Any], pad_to: int | None = None) -> dict[str, np.ndarray]:
+        """Encodings as one padded batch: see `__call__`."""
+        lengths = [len(encoding.ids) for encoding in encodings]
+        width = max(pad_to or 0, max(lengths, default=0), 1)
+        shape = (len(encodings), width)
+        token_ids = np.full(shape, self.special_id("pad") or 0, np.int32)
+        padding_mask, token_type_ids = np.zeros(shape, bool), np.zeros(shape, np.int32)
+        for row, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
+            where = slice(0, length) if self.padding_side == "right" else slice(width - length, width)
+            token_ids[row, where], padding_mask[row, where], token_type_ids[row, where] = encoding.ids, True, encoding.type_ids
+        return {"token_ids": token_ids, "padding_mask": padding_mask, "token_type_ids": token_type_ids}
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json, as it was read, and tokenizer_config.json."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tokenizer.json").write_text(self._json, "utf-8")
+        if self.settings:
+            (directory / "tokenizer_config.json").write_text(json.dumps(self.settings, indent=2, ensure_ascii=False), "utf-8")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data, for a model's config."""
+        return {"tokenizer": self._json, "max_length": self.max_length, "padding_side": self.padding_side, "settings": self.settings}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tokenizer:
+        """The inverse of `to_json`."""
+        from tokenizers import Tokenizer as Base
+
+        return cls(Base.from_str(data["tokenizer"]), data["max_length"], data["padding_side"], dict(data["settings"]))

@@ -1,0 +1,159 @@
+"""What every layer here shares: registration, a config read off the constructor, checks with good messages."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from keras import saving
+
+from keras_tfm.ops.backend import Tensor, static_shape
+
+PACKAGE = "keras_tfm"
+
+
+def register(cls):
+    """Register a class for `.keras` files under this library's name, so that no `custom_objects` are needed."""
+    return saving.register_keras_serializable(package=PACKAGE)(cls)
+
+
+class Layer(keras.layers.Layer):
+    """A Keras layer whose config is its constructor's arguments.
+
+    The rule that makes this work: a constructor keeps every argument as an attribute of the same name, in the form the
+    caller gave. Where that name holds the sub-layer made from the argument instead, `given` keeps the argument. Dtypes
+    that quantization gave to sub-layers are kept in the config too, so a quantized layer reloads as one.
+    """
+
+    def given(self, **arguments: Any) -> None:
+        """Keep arguments whose attribute holds a sub-layer made from them. A layer the caller made speaks for itself."""
+        self._given = {name: value for name, value in arguments.items() if not isinstance(value, keras.layers.Layer)}
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        given = getattr(self, "_given", {})
+        for name in argument_names(type(self)):
+            config[name] = serialize(given[name] if name in given else getattr(self, name))
+        config["dtype"] = keras.dtype_policies.serialize(sublayer_dtypes(self))
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]):
+        config = {name: deserialize(value) for name, value in config.items()}
+        return cls(**config)
+
+    def sublayer_options(self, name: str) -> dict[str, Any]:
+        """Constructor keywords of a sub-layer called `name`: its name, and the dtype that it has in this layer."""
+        policy = self._dtype_policy  # the map itself; `dtype_policy` would resolve it for this layer's path
+        return {"name": name, "dtype": policy}
+
+
+def argument_names(cls: type) -> list[str]:
+    """The constructor's own arguments, those it hands on to a base class included, Keras's (name, dtype, …) not."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if base in (keras.layers.Layer, object):
+            break
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        names |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return list(names)
+
+
+def serialize(value: Any) -> Any:
+    """JSON-able form of an argument: plain data as it is, Keras objects and callables by Keras's serializer."""
+    if isinstance(value, dict):
+        return {name: serialize(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [serialize(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return saving.serialize_keras_object(value)
+
+
+def deserialize(value: Any) -> Any:
+    """The inverse of `serialize`."""
+    if isinstance(value, dict):
+        if "class_name" in value and "config" in value:
+            return saving.deserialize_keras_object(value)
+        return {name: deserialize(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [deserialize(item) for item in value]
+    return value
+
+
+def sublayer_dtypes(layer: keras.layers.Layer) -> Any:
+    """The layer's dtype policy, or a `DTypePolicyMap` by path where quantization has changed that of sub-layers."""
+    own = layer._dtype_policy
+    quantized = {sub.path: sub.dtype_policy for sub in layer._flatten_layers() if sub.path and sub.quantization_mode is not None}
+    if not quantized:
+        return own.default_policy if isinstance(own, keras.dtype_policies.DTypePolicyMap) else own
+    default = own.default_policy if isinstance(own, keras.dtype_policies.DTypePolicyMap) else own
+    return keras.dtype_policies.DTypePolicyMap(default, quantized)
+
+
+def clone_initializer(initializer: Any) -> Any:
+    """A fresh copy, so that two weights of one shape do not start equal."""
+    if isinstance(initializer, keras.initializers.Initializer):
+        return type(initializer).from_config(initializer.get_config())
+    return initializer
+
+
+def logical_axes(variable: Any, *axes: str | None) -> None:
+    """State what each dimension of a weight means ("vocab", "embed", "heads", …), for layouts to go by."""
+    if variable is not None:
+        variable.logical_axes = axes
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ValueError unless `value` is among `choices`; the nearest is suggested."""
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} must be one of {choices}; got {value!r}.{hint}")
+
+
+def check_options(name: str, options: dict[str, Any], cls: type) -> None:
+    """Raise ValueError if `options` has a key that the constructor of `cls` does not take; suggest the nearest."""
+    known = [*argument_names(cls), "name", "dtype", "trainable"]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" It takes {known}."
+            raise ValueError(f"{name} does not take the option {option!r}.{hint}")
+
+
+def check_positive(**values: int | None) -> None:
+    """Raise ValueError unless each named value is None or a positive integer."""
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+            raise ValueError(f"{name} must be a positive integer; got {value!r}.")
+
+
+def check_rate(**values: float | None) -> None:
+    """Raise ValueError unless each named value is None or in [0, 1]."""
+    for name, value in values.items():
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must be between 0 and 1; got {value!r}.")
+
+
+def check_hidden(name: str, x: Tensor) -> int:
+    """The width of x, (batch, length, width); ValueError unless it has three dimensions and a known width."""
+    shape = static_shape(x) if hasattr(x, "shape") else tuple(x)
+    if len(shape) != 3 or shape[-1] is None:
+        raise ValueError(f"{name} must be (batch, length, width) with a known width; got shape {shape}.")
+    return shape[-1]
+
+
+def pack(output: Any, *extras: Any) -> Any:
+    """`output` alone, or a tuple with those extras that are not None: how every layer here returns."""
+    extras = tuple(extra for extra in extras if extra is not None)
+    return (output, *extras) if extras else output

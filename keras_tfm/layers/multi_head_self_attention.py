@@ -1,0 +1,179 @@
+"""Self-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_tfm import ops as tfm_ops
+from keras_tfm.layers import position as positions_
+from keras_tfm.layers.attention import Attention
+from keras_tfm.layers.base import check_hidden, check_positive, pack, register
+from keras_tfm.ops import backend, kv_cache
+from keras_tfm.ops.positions import default as default_positions
+
+
+@register
+class MultiHeadSelfAttention(Attention):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2) with the options of today's transformers.
+
+    Args:
+        num_heads: Query heads.
+        num_key_value_heads: Key/value heads, a divisor of num_heads; 1 is multi-query (Shazeer 2019), between is grouped
+            (Ainslie et al. 2023). Default: num_heads.
+        head_dim: Width of a head; free. Default: width // num_heads, which must then divide.
+        causal: A token sees itself and what came before.
+        window: Sliding window (Beltagy et al. 2020; Mistral): causal, a token sees `window` tokens up to and including
+            itself; otherwise `window` on either side.
+        position: "rotary", "alibi", "relative", a dict of options with a "kind", or a `PositionScheme` layer.
+        qk_norm: "rms_norm", "layer_norm", a dict of options, or a layer: normalizes each head of queries and keys
+            (Henry et al. 2020; Dehghani et al. 2023).
+        logit_softcap: Scores become cap * tanh(scores / cap) (Gemma 2).
+        scale: Of the scores. Default: head_dim ** -0.5.
+        dropout: Of attention weights, while training.
+        use_bias: For all projections, or a dict over "query", "key", "value", "output".
+        output_gate: "headwise" or "elementwise": a sigmoid gate, computed from x, on what the heads give (Qiu et al. 2025).
+        sinks: "learned" (a logit per head that takes attention and gives nothing; gpt-oss) or "off_by_one" (Miller 2023).
+        kernel: "auto" picks the fastest that serves the call; see `keras_tfm.ops.explain_kernel`.
+        kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: Of the projections.
+        seed: An int, for reproducible dropout.
+
+    Call arguments:
+        x: (batch, length, width), float.
+        padding_mask: (batch, length), true = a token. Default: the mask that Keras attached to x, if any.
+        attention_mask: (batch, length, length) or (batch, heads, length, length), true = may attend.
+        segment_ids: (batch, length) int; packing: attention stays within equal ids.
+        positions: (batch or 1, length) int. Default: counted over real tokens, anew in each segment.
+        cache: From `make_cache`; x then holds the next tokens.
+        return_scores: Also return the attention weights, (batch, heads, length, keys) float32.
+
+    Returns:
+        (batch, length, width); with a cache, also the updated cache; with return_scores, then the scores.
+
+    Example:
+        >>> layer = keras_tfm.layers.MultiHeadSelfAttention(num_heads=4, causal=True, position="rotary")
+        >>> layer(keras.random.normal((2, 16, 32))).shape
+        (2, 16, 32)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        position: Any = None,
+        qk_norm: Any = None,
+        logit_softcap: float | None = None,
+        dropout: float = 0.0,
+        use_bias: bool | dict[str, bool] = True,
+        *,
+        scale: float | None = None,
+        output_gate: str | None = None,
+        sinks: str | None = None,
+        kernel: str = "auto",
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(
+            num_heads,
+            num_key_value_heads,
+            head_dim,
+            qk_norm=qk_norm,
+            logit_softcap=logit_softcap,
+            scale=scale,
+            dropout=dropout,
+            use_bias=use_bias,
+            output_gate=output_gate,
+            sinks=sinks,
+            kernel=kernel,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            seed=seed,
+            **kwargs,
+        )
+        check_positive(window=window)
+        positions_.check(position, where="attention")
+        self.causal = causal
+        self.window = window
+        self.given(position=position)
+        self.position = positions_.make(position, **self.sublayer_options("position"))
+
+    def build(self, x_shape):
+        width = check_hidden("x", x_shape)
+        self._build_projections(width, width)
+        if self.position is not None:
+            self.position.check_heads(self.num_heads, self._head_dim)
+            if not self.position.built:
+                self.position.build((None, None, self.num_heads, self._head_dim))
+
+    def make_cache(self, batch: int, capacity: int, dtype: str | None = None) -> kv_cache.Cache:
+        """An empty cache for `batch` rows of up to `capacity` tokens; a windowed layer keeps no more than its window."""
+        if not self.causal:
+            raise ValueError("A cache serves causal attention; this layer was built with causal=False.")
+        capacity = min(capacity, self.window or capacity)
+        return kv_cache.create(batch, capacity, self._kv_heads, self._head_dim, dtype or self.compute_dtype)
+
+    def call(self, x, padding_mask=None, attention_mask=None, segment_ids=None, positions=None, cache=None, return_scores=False, training=None):
+        padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
+        query, (key, value) = self._queries(x), self._keys_and_values(x)
+        scheme = self.position
+        query_positions = key_positions = None
+        if cache is not None:
+            self._check_cache(attention_mask, segment_ids)
+            if positions is None:
+                positions = kv_cache.next_positions(cache, padding_mask, keras.ops.shape(x)[1])
+            query_positions = positions
+        elif scheme is not None and positions is None:
+            positions = default_positions(keras.ops.shape(x)[1], padding_mask, segment_ids)
+        if scheme is not None:
+            query, key = scheme.rotate(query, key, positions)
+        bias_positions = positions
+        if cache is not None:
+            cache, key, value, key_positions = kv_cache.update(cache, key, value, positions, padding_mask, ring=self.window is not None)
+            padding_mask, bias_positions = None, key_positions
+            key, value = (keras.ops.cast(t, query.dtype) for t in (key, value))
+        bias = None if scheme is None else scheme.bias(query, key, positions, bias_positions)
+        heads = tfm_ops.attention(
+            query,
+            key,
+            value,
+            causal=self.causal,
+            window=self.window,
+            padding_mask=padding_mask,
+            segment_ids=segment_ids,
+            attention_mask=attention_mask,
+            bias=bias,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            return_scores=return_scores,
+            **self._score_options(training),
+        )
+        heads, scores = heads if return_scores else (heads, None)
+        return pack(self._combine_heads(heads, x), cache, scores)
+
+    def _check_cache(self, attention_mask, segment_ids) -> None:
+        if not self.causal:
+            raise ValueError("A cache serves causal attention; this layer was built with causal=False.")
+        for name, value in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
+            if value is not None:
+                raise ValueError(f"{name} cannot be combined with cache; a cached row is one sequence of real tokens.")
+
+    def compute_output_spec(self, x, padding_mask=None, attention_mask=None, segment_ids=None, positions=None, cache=None, return_scores=False, training=None):
+        check_hidden("x", x)
+        keys = x.shape[1]
+        if cache is not None:
+            self._check_cache(attention_mask, segment_ids)
+            slots = cache["positions"].shape[1]
+            keys = slots if self.window is None or x.shape[1] == 1 else None if x.shape[1] is None else slots + x.shape[1]
+            cache = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache)
+        output, scores = self._output_specs(x, keys, return_scores)
+        return pack(output, cache, scores)

@@ -1,0 +1,63 @@
+"""From a sequence of vectors to one."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from keras_tfm.layers.base import Layer, check_choice, register
+from keras_tfm.ops import backend
+
+KINDS = ("first", "last", "mean", "max")
+
+
+@register
+class Pooling(Layer):
+    """Reduces (batch, length, width) to (batch, width) over real tokens.
+
+    Args:
+        kind: "first" and "last" take the row's first and last real token (BERT's [CLS]; a decoder's summary), "mean" and
+            "max" run over its real tokens, in float32. A row without tokens gives zeros.
+
+    Call arguments:
+        x: (batch, length, width), float.
+        padding_mask: (batch, length), true = a token. Default: the mask that Keras attached to x, if any.
+    """
+
+    def __init__(self, kind: str = "mean", **kwargs):
+        super().__init__(**kwargs)
+        check_choice("kind", kind, KINDS)
+        self.kind = kind
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, x, padding_mask=None):
+        padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
+        if padding_mask is None:
+            if self.kind == "first":
+                return x[:, 0]
+            if self.kind == "last":
+                return x[:, -1]
+            padding_mask = ops.ones(ops.shape(x)[:2], dtype="bool")
+        real = ops.cast(padding_mask, "bool")
+        wide = ops.cast(x, "float32")
+        if self.kind == "mean":
+            weights = ops.cast(real, "float32")[:, :, None]
+            pooled = ops.sum(ops.where(real[:, :, None], wide, 0.0), axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
+        elif self.kind == "max":
+            pooled = ops.max(ops.where(real[:, :, None], wide, -1e30), axis=1)
+        else:
+            steps = ops.arange(ops.shape(x)[1], dtype="int32")[None, :]
+            if self.kind == "first":
+                index = ops.argmax(ops.cast(real, "int32"), axis=1)
+            else:
+                index = ops.max(ops.where(real, steps, 0), axis=1)
+            pooled = ops.take_along_axis(wide, ops.cast(index, "int32")[:, None, None], axis=1)[:, 0]
+        pooled = ops.where(ops.any(real, axis=1, keepdims=True), pooled, 0.0)
+        return ops.cast(pooled, x.dtype)
+
+    def compute_mask(self, x, previous_mask=None):
+        return None
+
+    def compute_output_spec(self, x, padding_mask=None):
+        return keras.KerasTensor((x.shape[0], x.shape[2]), dtype=self.compute_dtype)

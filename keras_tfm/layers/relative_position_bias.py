@@ -1,0 +1,68 @@
+"""T5's learned bias by bucketed distance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_tfm.layers.base import check_positive, logical_axes, register
+from keras_tfm.layers.position import PositionScheme
+from keras_tfm.ops import masks, positions as position_ops
+
+
+@register
+class RelativePositionBias(PositionScheme):
+    """Adds a learned number per head and distance bucket to the scores (Raffel et al. 2020, T5, section 2.1).
+
+    As a layer: `RelativePositionBias()(query, key)` gives the bias, (batch or 1, heads, queries, keys) float32, for
+    (batch, length, heads, head_dim) inputs. T5 shares one such layer among the blocks of a stack: pass the same object.
+
+    Args:
+        num_buckets: Of distances, both directions together.
+        max_distance: From which on all distances share the last bucket.
+        bidirectional: Keys after the query have buckets of their own; False for decoders.
+        embeddings_initializer: Of the table, (num_buckets, heads).
+    """
+
+    def __init__(self, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True, embeddings_initializer: Any = "uniform", **kwargs):
+        super().__init__(**kwargs)
+        check_positive(num_buckets=num_buckets, max_distance=max_distance)
+        if num_buckets // (4 if bidirectional else 2) < 1 or max_distance <= num_buckets // (4 if bidirectional else 2):
+            raise ValueError(f"max_distance must exceed the exact buckets; got max_distance={max_distance}, num_buckets={num_buckets}.")
+        self.num_buckets = num_buckets
+        self.max_distance = max_distance
+        self.bidirectional = bidirectional
+        self.embeddings_initializer = embeddings_initializer
+
+    def build(self, query_shape, key_shape=None):
+        if self.built:  # shared between blocks
+            return
+        self.embeddings = self.add_weight(name="embeddings", shape=(self.num_buckets, query_shape[2]), initializer=self.embeddings_initializer)
+        logical_axes(self.embeddings, None, "heads")
+        self.built = True
+
+    def check_heads(self, num_heads, head_dim):
+        if self.built and self.embeddings.shape[1] != num_heads:
+            raise ValueError(f"This relative bias has {self.embeddings.shape[1]} heads, the attention layer {num_heads}.")
+
+    def call(self, query, key, query_positions=None, key_positions=None):
+        return self.bias(query, key, query_positions, key_positions)
+
+    def compute_output_spec(self, query, key, query_positions=None, key_positions=None):
+        batches = [p.shape[0] for p in (query_positions, key_positions) if p is not None]
+        batch = next((b for b in batches if b != 1), 1)
+        return keras.KerasTensor((batch, query.shape[2], query.shape[1], key.shape[1]), dtype="float32")
+
+    def bias(self, query, key, query_positions, key_positions):
+        query_positions = masks.positions(ops.shape(query)[1]) if query_positions is None else query_positions
+        key_positions = masks.positions(ops.shape(key)[1]) if key_positions is None else key_positions
+        buckets = position_ops.relative_buckets(
+            key_positions[:, None, :] - query_positions[:, :, None],  # (batch or 1, queries, keys)
+            num_buckets=self.num_buckets,
+            max_distance=self.max_distance,
+            bidirectional=self.bidirectional,
+        )
+        values = ops.take(ops.cast(ops.convert_to_tensor(self.embeddings), "float32"), buckets, axis=0)
+        return ops.transpose(values, (0, 3, 1, 2))  # (batch or 1, heads, queries, keys)

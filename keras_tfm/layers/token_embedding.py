@@ -1,0 +1,92 @@
+"""Token embeddings, and the tied head that reads them backwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_tfm.layers.base import Layer, check_positive, logical_axes, register
+from keras_tfm.ops import backend
+
+
+@register
+class TokenEmbedding(Layer):
+    """Looks tokens up in a table; `layer(x, reverse=True)` gives logits by the same table (Press & Wolf 2017).
+
+    Args:
+        vocabulary_size: Rows of the table.
+        hidden_dim: Its width.
+        mask_zero: Token 0 is padding: the output carries a Keras mask.
+        scale: Factor on the embeddings, such as hidden_dim ** 0.5 (Vaswani et al. 2017, 3.4); not on the logits.
+        tied: The head uses the table itself; False gives it one of its own, (hidden_dim, vocabulary_size).
+        embeddings_initializer: Of the table. `embeddings_regularizer` likewise.
+
+    Call arguments:
+        x: (batch, length) int token ids in [0, vocabulary_size); reversed, (..., hidden_dim) float.
+            Ids outside raise where they can be read without cost: NumPy arrays, and eager tensors on the CPU. Inside a
+            compiled function TensorFlow raises on the CPU, torch everywhere; XLA clamps them.
+        reverse: Compute logits, (..., vocabulary_size).
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        hidden_dim: int,
+        mask_zero: bool = False,
+        *,
+        scale: float | None = None,
+        tied: bool = True,
+        embeddings_initializer: Any = "uniform",
+        embeddings_regularizer: Any = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_positive(vocabulary_size=vocabulary_size, hidden_dim=hidden_dim)
+        self.vocabulary_size = vocabulary_size
+        self.hidden_dim = hidden_dim
+        self.mask_zero = mask_zero
+        self.scale = scale
+        self.tied = tied
+        self.embeddings_initializer = embeddings_initializer
+        self.embeddings_regularizer = embeddings_regularizer
+        self.supports_masking = True
+        self.table = keras.layers.ReversibleEmbedding(
+            vocabulary_size,
+            hidden_dim,
+            tie_weights=tied,
+            embeddings_initializer=embeddings_initializer,
+            embeddings_regularizer=embeddings_regularizer,
+            **self.sublayer_options("table"),
+        )
+
+    def build(self, x_shape=None):
+        self.table.build()
+        logical_axes(getattr(self.table, "_embeddings", None), "vocab", "embed")
+        if not self.tied:
+            logical_axes(self.table.reverse_embeddings, "embed", "vocab")
+
+    def call(self, x, reverse=False):
+        if reverse:
+            return self.table(x, reverse=True)
+        check_token_ids(x, self.vocabulary_size)
+        embedded = self.table(x)  # (batch, length, hidden_dim)
+        return embedded if self.scale is None else embedded * ops.cast(self.scale, embedded.dtype)
+
+    def compute_mask(self, x, previous_mask=None):
+        if not self.mask_zero or "float" in str(x.dtype):
+            return previous_mask
+        return ops.not_equal(x, 0)
+
+    def compute_output_spec(self, x, reverse=False):
+        if reverse:
+            return keras.KerasTensor((*x.shape[:-1], self.vocabulary_size), dtype=self.compute_dtype)
+        return keras.KerasTensor((*x.shape, self.hidden_dim), dtype=self.compute_dtype)
+
+
+def check_token_ids(token_ids: Any, vocabulary_size: int, name: str = "token_ids") -> None:
+    """Raise ValueError for ids outside [0, vocabulary_size), where their values can be read without cost."""
+    values = backend.concrete(token_ids)
+    if values is not None and values.size and (values.min() < 0 or values.max() >= vocabulary_size):
+        raise ValueError(f"{name} must be from 0 to {vocabulary_size - 1}, vocabulary_size - 1; got {values.min()} to {values.max()}.")

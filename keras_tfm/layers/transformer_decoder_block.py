@@ -1,0 +1,133 @@
+"""The decoder's block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_tfm.layers.base import check_hidden, pack, register
+from keras_tfm.layers.multi_head_cross_attention import MultiHeadCrossAttention
+from keras_tfm.layers.transformer_block import TransformerBlock
+from keras_tfm.ops import backend
+
+
+@register
+class TransformerDecoderBlock(TransformerBlock):
+    """A transformer decoder block (Vaswani et al. 2017, 3.1): causal self-attention, cross-attention if asked for,
+    feed-forward.
+
+    Args:
+        num_heads, intermediate_dim, and all other options: those of `TransformerBlock`.
+        cross_attention: True, a dict of options of `MultiHeadCrossAttention`, or such a layer: attend to a context.
+
+    Call arguments, all optional but the first:
+        x: (batch, length, width), float.
+        context: (batch, context_length, context_width), for cross-attention; left out where the cache holds it.
+        padding_mask, attention_mask, segment_ids, positions: Of x, as in `TransformerEncoderBlock`.
+        context_padding_mask: (batch, context_length), true = a token. Default: the mask that Keras attached to context.
+        context_segment_ids: (batch, context_length) int; packing, together with segment_ids.
+        cache: From `make_cache`; x then holds the next tokens.
+        return_scores: Also return the attention weights: (batch, heads, length, length) float32, or with cross-attention
+            a dict of these ("attention") and those over the context ("cross_attention").
+
+    Returns:
+        (batch, length, width); with a cache, also the updated cache; with return_scores, then the scores.
+
+    Example:
+        >>> block = keras_tfm.layers.TransformerDecoderBlock(num_heads=4, intermediate_dim=64, cross_attention=True)
+        >>> block(keras.random.normal((2, 8, 32)), keras.random.normal((2, 20, 48))).shape
+        (2, 8, 32)
+    """
+
+    causal = True
+
+    def __init__(self, num_heads: int, intermediate_dim: int, cross_attention: Any = False, norm: Any = "layer_norm", norm_placement: str = "pre", dropout: float = 0.0, **kwargs):
+        super().__init__(num_heads, intermediate_dim, norm, norm_placement, dropout, **kwargs)
+        if cross_attention and self.parallel:
+            raise ValueError("parallel has no place for cross_attention; leave one of them out.")
+        self._given["cross_attention"] = None if isinstance(cross_attention, keras.layers.Layer) else cross_attention
+        if isinstance(cross_attention, keras.layers.Layer):
+            del self._given["cross_attention"]
+        options = None if cross_attention is True else cross_attention
+        self.cross_attention = self._attention("cross_attention", options, MultiHeadCrossAttention) if cross_attention else None
+        self.cross_attention_residual = self._residual("cross_attention_residual", norm_placement) if cross_attention else None
+
+    def build(self, x_shape, context_shape=None):
+        super().build(x_shape)
+        if self.cross_attention is not None:
+            self.cross_attention_residual.build(x_shape)
+            if not self.cross_attention.built:
+                self.cross_attention.build(x_shape, context_shape)
+
+    def make_cache(self, batch: int, capacity: int, dtype: str | None = None, context=None) -> dict[str, Any]:
+        """An empty cache of self-attention, and the context's keys and values where there is cross-attention."""
+        cache = super().make_cache(batch, capacity, dtype)
+        if self.cross_attention is not None:
+            if context is None:
+                raise ValueError("This block attends to a context: make_cache needs it.")
+            cache["cross_attention"] = self.cross_attention.make_cache(context)
+        return cache
+
+    def call(
+        self,
+        x,
+        context=None,
+        padding_mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        context_padding_mask=None,
+        context_segment_ids=None,
+        return_scores=False,
+        training=None,
+    ):
+        self._check_context(context, cache, context_padding_mask)
+        padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
+        x, reads, cache, scores = self._attend(x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training)
+        if self.cross_attention is not None:
+            result = self.cross_attention(
+                self.cross_attention_residual.enter(x),
+                context,
+                context_padding_mask=context_padding_mask,
+                segment_ids=segment_ids if context_segment_ids is not None else None,
+                context_segment_ids=context_segment_ids,
+                cache=None if cache is None else cache["cross_attention"],
+                return_scores=return_scores,
+                training=training,
+            )
+            if return_scores:
+                result, cross_scores = result
+                scores = {"attention": scores, "cross_attention": cross_scores}
+            x = self.cross_attention_residual.leave(x, result, training=training)
+        return pack(self._feed_forward(x, reads, training), cache, scores)
+
+    def _check_context(self, context, cache, context_padding_mask) -> None:
+        if self.cross_attention is None and not (context is None and context_padding_mask is None):
+            raise ValueError("This block was built with cross_attention=False: it takes no context. Masks of x are passed by name.")
+        if self.cross_attention is not None and context is None and cache is None:
+            raise ValueError("This block attends to a context: pass it as the second argument, or a cache that holds it.")
+
+    def compute_output_spec(
+        self,
+        x,
+        context=None,
+        padding_mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        context_padding_mask=None,
+        context_segment_ids=None,
+        return_scores=False,
+        training=None,
+    ):
+        check_hidden("x", x)
+        self._check_context(context, cache, context_padding_mask)
+        output, cache, scores = self._attention_specs(x, attention_mask, segment_ids, cache, return_scores)
+        if return_scores and self.cross_attention is not None:
+            inner = None if cache is None else cache["cross_attention"]
+            _, cross_scores = self.cross_attention.compute_output_spec(x, context, cache=inner, return_scores=True)
+            scores = {"attention": scores, "cross_attention": cross_scores}
+        return pack(keras.KerasTensor(x.shape, dtype=self.compute_dtype), cache, scores)

@@ -1,0 +1,8 @@
+"""Whole models: backbones built from a `TransformerConfig`, and task models that put a head on one."""
+
+from keras_tfm.models.backbone import Backbone
+from keras_tfm.models.builders import bert, gpt, transformer
+from keras_tfm.models.classifiers import QuestionAnswerer, TextClassifier, TokenClassifier
+from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
+
+__all__ = ["Backbone", "CausalLM", "MaskedLM", "QuestionAnswerer", "Seq2SeqLM", "TextClassifier", "TokenClassifier", "bert", "gpt", "transformer"]

@@ -1,0 +1,184 @@
+"""The backbone: tokens to hidden states, for every kind of transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_tfm.config import TransformerConfig
+from keras_tfm.layers import Pooling, TokenEmbedding
+from keras_tfm.layers.base import clone_initializer, logical_axes, register
+from keras_tfm.models.named_inputs import NamedInputsModel
+from keras_tfm.models.pretrained import Pretrained
+from keras_tfm.models.stack import Stack
+
+NAMES = {
+    "encoder": ["token_ids", "padding_mask", "segment_ids", "positions", "attention_mask"],
+    "decoder": ["token_ids", "padding_mask", "segment_ids", "positions", "attention_mask"],
+    "encoder_decoder": [
+        "token_ids",
+        "decoder_token_ids",
+        "padding_mask",
+        "decoder_padding_mask",
+        "segment_ids",
+        "decoder_segment_ids",
+        "positions",
+        "decoder_positions",
+    ],
+}
+
+
+@register
+class Backbone(Pretrained, NamedInputsModel):
+    """A functional Keras model, built from a `TransformerConfig` and serialized as one.
+
+    Args:
+        config: A `TransformerConfig`, or its fields as a dict.
+        name, trainable, dtype: As of any Keras model.
+
+    Call arguments: a dict of the inputs below, of which only the first is required, and may be passed bare
+        (of an encoder-decoder `token_ids` and `decoder_token_ids` are required).
+        token_ids: (batch, length) int. `decoder_token_ids` likewise.
+        padding_mask: (batch, length), true = a token. `decoder_padding_mask` likewise.
+        token_type_ids: (batch, length) int, of encoders that have them.
+        segment_ids: (batch, length) int, of packed sequences. `decoder_segment_ids` likewise.
+        positions: (batch, length) int. Default: counted over real tokens, anew in each segment.
+        attention_mask: (batch, length, length) or (batch, heads, length, length), true = may attend.
+
+    Returns:
+        A decoder: hidden states, (batch, length, hidden_dim). An encoder: a dict with these as "sequence_output", and
+        (batch, hidden_dim) "pooled_output" where it has a pooler. An encoder-decoder: a dict with the decoder's as
+        "sequence_output" and the encoder's as "encoder_sequence_output".
+
+    Attributes:
+        token_embedding, position_embedding, token_type_embedding, embedding_norm, blocks, final_norm, pooler: the
+            layers (None where there is none); of an encoder-decoder also decoder_position_embedding,
+            decoder_embedding_norm, decoder_blocks, decoder_final_norm.
+    """
+
+    def __init__(self, config: TransformerConfig | dict[str, Any], *, name: str | None = None, trainable: bool = True, dtype: Any = None):
+        if isinstance(config, dict):
+            config = TransformerConfig.from_dict(config)
+        self.config = config
+        self.vocabulary_size = config.vocabulary_size
+        main = Stack(config, decoder=config.kind == "decoder", dtype=dtype)
+        decoder = Stack(config, decoder=True, cross_attention=True, prefix="decoder_", dtype=dtype) if config.kind == "encoder_decoder" else None
+        initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+        token_embedding = TokenEmbedding(
+            config.vocabulary_size,
+            config.hidden_dim,
+            mask_zero=config.mask_zero,
+            scale=config.embedding_scale,
+            tied=config.tie_embeddings,
+            embeddings_initializer=initializer,
+            name="token_embedding",
+            dtype=dtype,
+        )
+        parts: dict[str, Any] = {"token_embedding": token_embedding, "pooler": None, **main.parts()}
+        if config.pooler:
+            parts["_first_token"] = Pooling("first", name="first_token", dtype=dtype)
+            parts["pooler"] = keras.layers.Dense(config.hidden_dim, activation="tanh", kernel_initializer=clone_initializer(initializer), name="pooler", dtype=dtype)
+        if decoder is not None:
+            parts |= {f"decoder_{part}": layer for part, layer in decoder.parts().items()}
+        self._main, self._decoder = main, decoder
+        names = list(NAMES[config.kind])
+        if config.token_type_vocabulary_size:
+            names.insert(2, "token_type_ids")
+        super().__init__(names, 1 if decoder is None else 2, parts, name=name or "backbone", trainable=trainable, dtype=dtype)
+        if self.pooler is not None:
+            logical_axes(self.pooler._kernel, "embed", "mlp")
+            logical_axes(self.pooler.bias, "mlp")
+
+    # One computation, three faces: the graph, the cached step, the scores ----------------------------------------------
+
+    def compute(self, inputs, training=None):
+        return self._run(inputs, training=training)[0]
+
+    def _run(self, inputs: dict[str, Any], *, cache: list | None = None, return_scores: bool = False, training: bool | None = None):
+        if self._decoder is not None:
+            encoded, encoder_scores = self._encode(inputs, return_scores, training)
+            hidden, cache, scores = self._decode(inputs, encoded, cache, return_scores, training)
+            outputs: Any = {"sequence_output": hidden, "encoder_sequence_output": encoded}
+            return outputs, cache, {"encoder": encoder_scores, "decoder": scores} if return_scores else None
+        embedded = self.token_embedding(inputs["token_ids"])
+        hidden, cache, scores = self._main.run(
+            embedded,
+            padding_mask=inputs["padding_mask"],
+            attention_mask=inputs["attention_mask"],
+            segment_ids=inputs["segment_ids"],
+            positions=inputs["positions"],
+            token_type_ids=inputs.get("token_type_ids"),
+            cache=cache,
+            return_scores=return_scores,
+            training=training,
+        )
+        if self.config.kind == "decoder":
+            return hidden, cache, scores
+        outputs = {"sequence_output": hidden}
+        if self.pooler is not None:
+            outputs["pooled_output"] = self.pooler(self._first_token(hidden, padding_mask=inputs["padding_mask"]))
+        return outputs, cache, scores
+
+    def _encode(self, inputs, return_scores=False, training=None):
+        names = ("padding_mask", "segment_ids", "positions")
+        options = {name: inputs[name] for name in names}
+        hidden, _, scores = self._main.run(self.token_embedding(inputs["token_ids"]), return_scores=return_scores, training=training, **options)
+        return hidden, scores
+
+    def _decode(self, inputs, encoded, cache=None, return_scores=False, training=None):
+        return self._decoder.run(
+            self.token_embedding(inputs["decoder_token_ids"]),
+            padding_mask=inputs["decoder_padding_mask"],
+            segment_ids=inputs["decoder_segment_ids"],
+            positions=inputs["decoder_positions"],
+            context=encoded,
+            context_padding_mask=inputs["padding_mask"],
+            context_segment_ids=inputs["segment_ids"],
+            cache=cache,
+            return_scores=return_scores,
+            training=training,
+        )
+
+    def encode(self, inputs: Any) -> Any:
+        """An encoder-decoder's encoder alone: (batch, length, hidden_dim)."""
+        given = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
+        return self._encode(self.standardize({"decoder_token_ids": given["token_ids"], **given}))[0]
+
+    def attention_scores(self, inputs: Any) -> Any:
+        """The attention weights of every block, (batch, heads, queries, keys) float32, as a list.
+
+        Of an encoder-decoder a dict with the lists of "encoder" and "decoder"; each entry of the latter is a dict with
+        "attention" and "cross_attention".
+        """
+        return self._run(self.standardize(inputs), return_scores=True, training=False)[2]
+
+    def make_cache(self, batch: int, capacity: int, dtype: str | None = None, context: Any = None) -> list:
+        """An empty cache for `batch` rows of up to `capacity` tokens; of an encoder-decoder, give `encode`'s output."""
+        stack = self._decoder if self._decoder is not None else self._main
+        return stack.make_cache(batch, capacity, dtype, context)
+
+    def cached_call(self, inputs: Any, cache: list) -> tuple[Any, list]:
+        """Hidden states of the next tokens of each row, and the cache with them.
+
+        Args:
+            inputs: {"token_ids": (batch, chunk), "padding_mask"} of a decoder; of an encoder-decoder
+                {"decoder_token_ids", "decoder_padding_mask"} and the context's own "padding_mask".
+            cache: From `make_cache` or an earlier call.
+        """
+        if self._decoder is None:
+            hidden, cache, _ = self._run(self.standardize(inputs), cache=cache, training=False)
+            return hidden, cache
+        given = self.standardize({"token_ids": inputs["decoder_token_ids"], **inputs})
+        hidden, cache, _ = self._decode(given, None, cache, training=False)
+        return hidden, cache
+
+    def get_config(self) -> dict[str, Any]:
+        return {"config": self.config.to_dict(), "name": self.name, "trainable": self.trainable, "dtype": self.serialized_dtype()}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        if isinstance(config.get("dtype"), dict):
+            config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(**config)

@@ -1,0 +1,189 @@
+"""Task models that classify: whole texts, tokens, or where an answer begins and ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_tfm.layers import ClassificationHead, Pooling
+from keras_tfm.layers.base import check_positive, register
+from keras_tfm.models.backbone import Backbone
+from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
+from keras_tfm.models.task import Task
+
+
+def sequence_output(hidden: Any) -> Any:
+    """Hidden states of any kind of backbone, (batch, length, hidden_dim)."""
+    return hidden["sequence_output"] if isinstance(hidden, dict) else hidden
+
+
+def _head(backbone: Backbone, num_classes: int, dropout: float, dtype: Any) -> ClassificationHead:
+    initializer = keras.initializers.TruncatedNormal(stddev=backbone.config.initializer_range)
+    return ClassificationHead(num_classes, dropout=dropout, kernel_initializer=initializer, name="head", dtype=dtype)
+
+
+@register
+class TextClassifier(Task):
+    """A class, or a number, for a whole text.
+
+    Args:
+        backbone: An encoder or decoder.
+        num_classes: Logits; 1 is regression (mean squared error).
+        labels: Names of the classes, in order; labels given as names are then understood by `fit`.
+        pooling: "first", "last", "mean", "max", or "pooler" (BERT's). Default: the pooler where there is one, else the
+            first token of an encoder and the last of a decoder.
+        dropout: Before the projection. Default: the backbone's.
+        tokenizer: For raw strings.
+
+    Calling it gives logits, (batch, num_classes).
+
+    Example:
+        >>> classifier = keras_tfm.TextClassifier(keras_tfm.models.bert("tiny"), num_classes=3)
+        >>> classifier(np.ones((2, 16), "int32")).shape
+        (2, 3)
+    """
+
+    kinds = ("encoder", "decoder")
+
+    def __init__(self, backbone: Backbone, num_classes: int = 2, *, labels: list[str] | None = None, pooling: str | None = None, dropout: float | None = None, tokenizer: Any = None, **kwargs):
+        check_positive(num_classes=num_classes)
+        if labels is not None and len(labels) != num_classes:
+            raise ValueError(f"labels names {len(labels)} classes; num_classes is {num_classes}.")
+        has_pooler = getattr(backbone, "pooler", None) is not None
+        if pooling == "pooler" and not has_pooler:
+            raise ValueError("pooling='pooler' needs a backbone with a pooler (pooler=True); this one has none.")
+        if pooling is None:
+            pooling = "pooler" if has_pooler else "last" if backbone.config.kind == "decoder" else "first"
+        self.num_classes = num_classes
+        self.labels = None if labels is None else [str(label) for label in labels]
+        self.pooling = pooling
+        self.dropout = backbone.config.dropout if dropout is None else dropout
+        super().__init__(backbone, tokenizer=tokenizer, **kwargs)
+
+    def _head_parts(self, backbone, dtype):
+        pool = None if self.pooling == "pooler" else Pooling(self.pooling, name="pooling", dtype=dtype)
+        return {"pool": pool, "head": _head(backbone, self.num_classes, self.dropout, dtype)}
+
+    def _apply_head(self, hidden, inputs, training):
+        pooled = hidden["pooled_output"] if self.pool is None else self.pool(sequence_output(hidden), padding_mask=inputs["padding_mask"])
+        return self.head(pooled, training=training)
+
+    def _default_loss(self):
+        return keras.losses.MeanSquaredError() if self.num_classes == 1 else TokenCrossentropy()
+
+    def _default_metrics(self):
+        return ["mean_absolute_error"] if self.num_classes == 1 else [TokenAccuracy()]
+
+    def _check_labels(self, labels):
+        if labels is None or self.num_classes == 1:
+            return labels
+        labels = np.asarray(labels)
+        if labels.dtype.kind in "UO":
+            if self.labels is None:
+                raise ValueError(f"Labels are names ({labels.flat[0]!r}, …): tell the model theirs, TextClassifier(..., labels=[...]), or give integers.")
+            index = {name: i for i, name in enumerate(self.labels)}
+            unknown = sorted({str(name) for name in labels} - set(index))
+            if unknown:
+                raise ValueError(f"Labels {unknown[:5]} are not among the model's, {self.labels}.")
+            return np.array([index[str(name)] for name in labels], np.int32)
+        if labels.dtype.kind in "iub" and labels.size and not (-1 <= labels.min() and labels.max() < self.num_classes):
+            raise ValueError(f"Labels must be from 0 to {self.num_classes - 1} (num_classes={self.num_classes}); got {labels.min()} to {labels.max()}.")
+        return labels
+
+    def _array_labels(self, x, y):
+        return self._check_labels(y) if isinstance(y, (list, np.ndarray)) and np.ndim(y) == 1 else y
+
+    def get_config(self):
+        return {**super().get_config(), "num_classes": self.num_classes, "labels": self.labels, "pooling": self.pooling, "dropout": self.dropout}
+
+
+@register
+class TokenClassifier(Task):
+    """A class for every token (named entities, parts of speech).
+
+    Args:
+        backbone: An encoder or decoder.
+        num_classes: Logits a token.
+        dropout: Before the projection. Default: the backbone's.
+        tokenizer: For raw strings in `predict`.
+
+    Calling it gives logits, (batch, length, num_classes). Labels are (batch, length) int, negative (-100) where a token
+    has none.
+    """
+
+    kinds = ("encoder", "decoder")
+
+    def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float | None = None, tokenizer: Any = None, **kwargs):
+        check_positive(num_classes=num_classes)
+        self.num_classes = num_classes
+        self.dropout = backbone.config.dropout if dropout is None else dropout
+        super().__init__(backbone, tokenizer=tokenizer, **kwargs)
+
+    def _head_parts(self, backbone, dtype):
+        return {"head": _head(backbone, self.num_classes, self.dropout, dtype)}
+
+    def _apply_head(self, hidden, inputs, training):
+        return self.head(sequence_output(hidden), training=training)
+
+    def _default_loss(self):
+        return TokenCrossentropy()
+
+    def _default_metrics(self):
+        return [TokenAccuracy()]
+
+    def get_config(self):
+        return {**super().get_config(), "num_classes": self.num_classes, "dropout": self.dropout}
+
+
+@register
+class QuestionAnswerer(Task):
+    """Where in the text an answer begins and ends (extractive question answering, Devlin et al. 2019, section 4.2).
+
+    Args:
+        backbone: An encoder or decoder.
+        dropout: Before the projection. Default: 0, as BERT's.
+        tokenizer: For raw (question, text) pairs in `predict`.
+
+    Calling it gives {"start_logits", "end_logits"}, each (batch, length) float32 with -1e9 at padded places. Labels are a
+    dict of these names, each (batch,) int.
+    """
+
+    kinds = ("encoder", "decoder")
+
+    def __init__(self, backbone: Backbone, *, dropout: float = 0.0, tokenizer: Any = None, **kwargs):
+        self.dropout = dropout
+        super().__init__(backbone, tokenizer=tokenizer, **kwargs)
+
+    def _head_parts(self, backbone, dtype):
+        return {"head": _head(backbone, 2, self.dropout, dtype), "spans": SpanLogits(name="spans", dtype="float32")}
+
+    def _apply_head(self, hidden, inputs, training):
+        logits = self.head(sequence_output(hidden), training=training)  # (batch, length, 2)
+        start, end = self.spans(logits, padding_mask=inputs["padding_mask"])
+        return {"start_logits": start, "end_logits": end}
+
+    def _default_loss(self):
+        return {"start_logits": TokenCrossentropy(), "end_logits": TokenCrossentropy()}
+
+    def _default_metrics(self):
+        return {"start_logits": [TokenAccuracy()], "end_logits": [TokenAccuracy()]}
+
+    def get_config(self):
+        return {**super().get_config(), "dropout": self.dropout}
+
+
+@register
+class SpanLogits(keras.layers.Layer):
+    """Splits (batch, length, 2) into start and end logits and rules out padded places."""
+
+    def call(self, x, padding_mask=None):
+        start, end = x[..., 0], x[..., 1]
+        if padding_mask is None:
+            return start, end
+        return tuple(ops.where(ops.cast(padding_mask, "bool"), logits, ops.cast(-1e9, logits.dtype)) for logits in (start, end))
+
+    def compute_output_spec(self, x, padding_mask=None):
+        return tuple(keras.KerasTensor(x.shape[:2], dtype=self.compute_dtype) for _ in range(2))

@@ -1,0 +1,121 @@
+"""Language models: the token table, read backwards, on a backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_tfm.layers import MaskedLMHead
+from keras_tfm.layers.base import register
+from keras_tfm.models.backbone import Backbone
+from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
+from keras_tfm.models.task import Task
+
+IGNORED = -100
+
+
+class LanguageModel(Task):
+    """Logits over the vocabulary for every token; tokens labelled -100 (or any negative) do not count."""
+
+    def _default_loss(self):
+        return TokenCrossentropy()
+
+    def _default_metrics(self):
+        return [TokenAccuracy()]
+
+
+@register
+class MaskedLM(LanguageModel):
+    """BERT's pretraining task: which token was masked (Devlin et al. 2019, section 3.1).
+
+    Args:
+        backbone: An encoder.
+        tokenizer: For raw strings in `predict`.
+
+    Calling it gives logits, (batch, length, vocabulary_size). Labels are (batch, length) int, -100 where nothing was
+    masked.
+    """
+
+    kinds = ("encoder",)
+
+    def _head_parts(self, backbone, dtype):
+        config = backbone.config
+        initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+        return {"head": MaskedLMHead(config.vocabulary_size, config.activation, config.norm, initializer, name="head", dtype=dtype)}
+
+    def _apply_head(self, hidden, inputs, training):
+        return self.head(hidden["sequence_output"], token_embedding=self.backbone.token_embedding)
+
+
+@register
+class CausalLM(LanguageModel):
+    """The next token for every token (Radford et al. 2018).
+
+    Args:
+        backbone: A decoder.
+        tokenizer: For raw strings.
+
+    Calling it gives logits, (batch, length, vocabulary_size): row t predicts token t + 1. `fit` and `evaluate` without
+    labels make them from the tokens, shifted, with padding and the last place left out.
+
+    Example:
+        >>> model = keras_tfm.CausalLM(keras_tfm.models.gpt(num_layers=2, hidden_dim=32, num_heads=2, vocabulary_size=100))
+        >>> model(np.ones((2, 16), "int32")).shape
+        (2, 16, 100)
+    """
+
+    kinds = ("decoder",)
+
+    def _head_parts(self, backbone, dtype):
+        return {}  # the token table, tied or with a table of its own for this: the layer knows
+
+    def _apply_head(self, hidden, inputs, training):
+        return self.backbone.token_embedding(hidden, reverse=True)
+
+    def _text_labels(self, batch, labels):
+        return shifted_labels(batch["token_ids"], batch["padding_mask"]) if labels is None else labels
+
+    def _array_labels(self, x, y):
+        if y is not None:
+            return y
+        if isinstance(x, dict) and isinstance(x.get("token_ids"), np.ndarray):
+            return shifted_labels(x["token_ids"], x.get("padding_mask"), x.get("segment_ids"))
+        return shifted_labels(x) if isinstance(x, np.ndarray) else None
+
+
+def shifted_labels(token_ids: np.ndarray, padding_mask: np.ndarray | None = None, segment_ids: np.ndarray | None = None) -> np.ndarray:
+    """Each token's successor as its label, (batch, length) int32; -100 for the last, for padding, and across segments."""
+    labels = np.full(token_ids.shape, IGNORED, np.int32)
+    labels[:, :-1] = token_ids[:, 1:]
+    if padding_mask is not None:
+        real = np.asarray(padding_mask, bool)
+        labels[:, :-1][~(real[:, 1:] & real[:, :-1])] = IGNORED
+    if segment_ids is not None:
+        labels[:, :-1][segment_ids[:, 1:] != segment_ids[:, :-1]] = IGNORED
+    return labels
+
+
+@register
+class Seq2SeqLM(LanguageModel):
+    """The next target token, given a source text (Vaswani et al. 2017).
+
+    Args:
+        backbone: An encoder-decoder.
+        tokenizer: Of both sides.
+
+    Calling it gives logits of the decoder, (batch, target_length, vocabulary_size). Inputs are "token_ids" and
+    "decoder_token_ids"; labels (batch, target_length) int, the decoder's tokens shifted by one, -100 for none.
+    """
+
+    kinds = ("encoder_decoder",)
+
+    def _head_parts(self, backbone, dtype):
+        return {}
+
+    def _apply_head(self, hidden, inputs, training):
+        return self.backbone.token_embedding(hidden["sequence_output"], reverse=True)
+
+
+__all__ = ["Backbone", "CausalLM", "MaskedLM", "Seq2SeqLM", "shifted_labels"]

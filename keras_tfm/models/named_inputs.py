@@ -1,0 +1,114 @@
+"""A functional Keras model with named inputs of which only the first ones are required."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_tfm.layers.base import sublayer_dtypes
+from keras_tfm.layers.token_embedding import check_token_ids
+
+# name: (shape without batch, dtype)
+INPUTS: dict[str, tuple[tuple[None, ...], str]] = {
+    "token_ids": ((None,), "int32"),
+    "padding_mask": ((None,), "bool"),
+    "token_type_ids": ((None,), "int32"),
+    "segment_ids": ((None,), "int32"),
+    "positions": ((None,), "int32"),
+    "attention_mask": ((None, None), "bool"),
+    "decoder_token_ids": ((None,), "int32"),
+    "decoder_padding_mask": ((None,), "bool"),
+    "decoder_segment_ids": ((None,), "int32"),
+    "decoder_positions": ((None,), "int32"),
+}
+
+
+class NamedInputsModel(keras.Model):
+    """Makes a functional model out of `compute(inputs: dict)`, and calls that same method when the model is called.
+
+    Inputs are a dict; those left out are None, and the first may be passed bare. `compute` is made of Keras layers
+    alone, so that the graph and the call cannot drift apart.
+
+    Args:
+        names: Keys of `INPUTS`.
+        required: How many of them, from the front, must be given.
+        parts: Attributes that `compute` uses: layers, lists of layers, None.
+        name, trainable, dtype: As of any Keras model.
+    """
+
+    vocabulary_size: int | None = None
+
+    def __init__(
+        self, names: list[str], required: int, parts: dict[str, Any], *, name: str | None = None, trainable: bool = True, dtype: Any = None
+    ):
+        # `compute` needs the parts to make the graph that Keras's constructor takes, and Keras tracks attributes only
+        # after its constructor: so they are plain attributes first.
+        self.__dict__.update(parts)
+        symbols = {}
+        for index, key in enumerate(names):
+            shape, input_dtype = INPUTS[key]
+            symbols[key] = keras.Input(shape, dtype=input_dtype, name=key, optional=index >= required)
+        self._input_keys = tuple(names)
+        self._required_keys = tuple(names[:required])
+        super().__init__(inputs=symbols, outputs=self.compute(symbols), name=name)
+        for attribute, part in parts.items():
+            self.__dict__.pop(attribute, None)
+            setattr(self, attribute, part)
+        self.trainable = trainable
+        self.dtype_policy = keras.dtype_policies.get(dtype)
+
+    def compute(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """The computation, in terms of layers. `inputs` has every name; absent ones are None."""
+        raise self._not_implemented_error(self.compute)
+
+    def call(self, inputs, training=None, mask=None):
+        return self.compute(self.standardize(inputs), training=training)
+
+    def compute_output_spec(self, inputs, training=None, mask=None):
+        outputs = self.compute(self.standardize(inputs), training=training)
+        return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), outputs)
+
+    @property
+    def input_spec(self):
+        return None  # `standardize` checks, with better messages
+
+    def standardize(self, inputs: Any) -> dict[str, Any]:
+        """The inputs as a dict of tensors by name, None for the absent, checked.
+
+        Raises:
+            ValueError: for an unknown or missing name, a wrong rank, or token ids outside the vocabulary where these
+                can be read without cost.
+        """
+        if isinstance(inputs, (list, tuple)) and len(inputs) == 1:
+            inputs = inputs[0]
+        given = dict(inputs) if isinstance(inputs, dict) else {self._input_keys[0]: inputs}
+        for key in given:
+            if key not in self._input_keys:
+                near = difflib.get_close_matches(key, self._input_keys, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{self.name} has no input {key!r}; it takes {list(self._input_keys)}.{hint}")
+        for key in self._required_keys:
+            if given.get(key) is None:
+                raise ValueError(f"{self.name} needs the input {key!r}; got {sorted(given)}.")
+        return {key: self._tensor(key, given.get(key)) for key in self._input_keys}
+
+    def _tensor(self, key: str, value: Any) -> Any:
+        if value is None:
+            return None
+        shape, dtype = INPUTS[key]
+        if not isinstance(value, keras.KerasTensor):
+            if key.endswith("token_ids") and self.vocabulary_size is not None:
+                check_token_ids(value, self.vocabulary_size, key)
+            value = ops.cast(ops.convert_to_tensor(value), dtype)
+        rank = len(value.shape)
+        if rank != len(shape) + 1 and not (key == "attention_mask" and rank == 4):
+            expected = "(batch, queries, keys) or (batch, heads, queries, keys)" if key == "attention_mask" else "(batch, length)"
+            raise ValueError(f"{key} must be {expected}; got shape {tuple(value.shape)}.")
+        return value
+
+    def serialized_dtype(self) -> Any:
+        """The dtype policy for `get_config`, with what quantization changed."""
+        return keras.dtype_policies.serialize(sublayer_dtypes(self))

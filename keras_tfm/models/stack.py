@@ -1,0 +1,138 @@
+"""One stack of blocks with what comes before and after it: an encoder, or a decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_tfm.config import TransformerConfig
+from keras_tfm.layers import Dropout, PositionScheme, TokenTypeEmbedding, TransformerDecoderBlock, TransformerEncoderBlock
+from keras_tfm.layers import norm as norms
+from keras_tfm.layers import position as positions_
+from keras_tfm.ops import kv_cache
+
+
+class Stack:
+    """Embedded tokens in, hidden states out. Holds layers by the names that checkpoints and users know them by.
+
+    Args:
+        config: Of the model.
+        decoder: Causal blocks.
+        cross_attention: Blocks that attend to a context.
+        prefix: Of the layers' names.
+        dtype: Policy of the layers.
+    """
+
+    def __init__(self, config: TransformerConfig, *, decoder: bool, cross_attention: bool = False, prefix: str = "", dtype: Any = None):
+        self.decoder = decoder
+        options: dict[str, Any] = {"dtype": dtype}
+        initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+        position, in_blocks = config.position, None
+        if config.position_kind == "learned":
+            extra = {} if isinstance(position, str) else {k: v for k, v in position.items() if k != "kind"}
+            position = {"kind": "learned", "max_length": config.max_sequence_length, "embeddings_initializer": initializer, **extra}
+        if config.position_kind == "relative":  # one table for the whole stack, as in T5
+            given = {} if isinstance(position, str) else dict(position)
+            defaults = {"kind": "relative", "bidirectional": not decoder, "embeddings_initializer": initializer}
+            in_blocks = positions_.make({**defaults, **given}, name=f"{prefix}relative_position_bias", **options)
+        scheme: PositionScheme | None = None
+        if position is not None and in_blocks is None:
+            scheme = positions_.make(position, name=f"{prefix}position_embedding", **options)
+            if scheme is not None and scheme.where != "embedding":
+                scheme, in_blocks = None, position
+        self.position_embedding = scheme
+        self.token_type_embedding = None
+        if config.token_type_vocabulary_size and not decoder:
+            self.token_type_embedding = TokenTypeEmbedding(config.token_type_vocabulary_size, initializer, name=f"{prefix}token_type_embedding", **options)
+        self.embedding_norm = norms.make(config.norm, name=f"{prefix}embedding_norm", **options) if config.embedding_norm else None
+        self.embedding_dropout = Dropout(config.dropout, name=f"{prefix}embedding_dropout", **options)
+        block = TransformerDecoderBlock if decoder else TransformerEncoderBlock
+        count = (config.num_decoder_layers or config.num_layers) if cross_attention else config.num_layers
+        self.blocks = [
+            block(
+                config.num_heads,
+                config.intermediate_dim,
+                norm=config.norm,
+                norm_placement=config.norm_placement,
+                dropout=config.dropout,
+                num_key_value_heads=config.num_key_value_heads,
+                head_dim=config.head_dim,
+                window=config.window,
+                position=in_blocks,
+                activation=config.activation,
+                gated=config.gated,
+                use_bias=config.use_bias,
+                attention_dropout=config.attention_dropout,
+                activation_dropout=config.activation_dropout,
+                # Stochastic depth grows linearly with depth (Huang et al. 2016, section 3).
+                drop_path=config.drop_path * index / max(count - 1, 1),
+                parallel=config.parallel,
+                attention=config.attention,
+                feed_forward=config.feed_forward,
+                kernel_initializer=initializer,
+                name=f"{prefix}block_{index}",
+                **({"cross_attention": True} if cross_attention else {}),
+                **options,
+            )
+            for index in range(count)
+        ]
+        self.final_norm = norms.make(config.norm, name=f"{prefix}final_norm", **options) if config.has_final_norm else None
+
+    def parts(self) -> dict[str, Any]:
+        """The layers by the attribute names that a backbone gives them."""
+        names = ("position_embedding", "token_type_embedding", "embedding_norm", "blocks", "final_norm")
+        return {name: getattr(self, name) for name in names}
+
+    def run(
+        self,
+        x: Any,
+        *,
+        padding_mask: Any = None,
+        attention_mask: Any = None,
+        segment_ids: Any = None,
+        positions: Any = None,
+        token_type_ids: Any = None,
+        context: Any = None,
+        context_padding_mask: Any = None,
+        context_segment_ids: Any = None,
+        cache: list | None = None,
+        return_scores: bool = False,
+        training: bool | None = None,
+    ) -> tuple[Any, list | None, list | None]:
+        """Embedded tokens, (batch, length, hidden_dim), to hidden states, the updated cache, and scores by block."""
+        if cache is not None and positions is None:
+            positions = kv_cache.next_positions(cache[0]["attention"], padding_mask, keras.ops.shape(x)[1])
+        if self.position_embedding is not None:
+            x = self.position_embedding(x, positions=positions, padding_mask=padding_mask, segment_ids=segment_ids)
+        if self.token_type_embedding is not None:
+            x = self.token_type_embedding(x, token_type_ids=token_type_ids)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = self.embedding_dropout(x, training=training)
+        options: dict[str, Any] = {"padding_mask": padding_mask, "attention_mask": attention_mask, "segment_ids": segment_ids, "positions": positions}
+        if context is not None or context_padding_mask is not None:
+            options |= {"context": context, "context_padding_mask": context_padding_mask, "context_segment_ids": context_segment_ids}
+        updated: list = []
+        scores: list = []
+        for index, block in enumerate(self.blocks):
+            if cache is not None:
+                options["cache"] = cache[index]
+            if return_scores:
+                options["return_scores"] = True
+            result = block(x, training=training, **options)
+            if isinstance(result, tuple):
+                x, *extras = result
+                if cache is not None:
+                    updated.append(extras.pop(0))
+                scores += extras
+            else:
+                x = result
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x, (updated if cache is not None else None), (scores if return_scores else None)
+
+    def make_cache(self, batch: int, capacity: int, dtype: str | None = None, context: Any = None) -> list:
+        """An empty cache for every block."""
+        extra = {"context": context} if context is not None else {}
+        return [block.make_cache(batch, capacity, dtype, **extra) for block in self.blocks]

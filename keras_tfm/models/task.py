@@ -1,0 +1,211 @@
+"""What task models share: a backbone, a tokenizer, and `fit` on arrays, datasets or raw strings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_tfm.data import TextBatches, Tokenizer
+from keras_tfm.models.backbone import Backbone
+from keras_tfm.models.named_inputs import NamedInputsModel
+from keras_tfm.models.pretrained import Pretrained
+from keras_tfm.models.text_dataset import TextDataset
+from keras_tfm.ops import backend
+
+
+def is_text(x: Any) -> bool:
+    """Whether x is a list of strings, or of pairs of strings, rather than arrays or a dataset."""
+    if isinstance(x, str):
+        return True
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind in "UO" and x.size > 0 and isinstance(x.flat[0], str)
+    if not isinstance(x, (list, tuple)) or len(x) == 0:
+        return hasattr(x, "to_numpy") and is_text(x.to_numpy())
+    first = x[0]
+    return isinstance(first, str) or (isinstance(first, (tuple, list)) and len(first) == 2 and all(isinstance(part, str) for part in first))
+
+
+class Task(Pretrained, NamedInputsModel):
+    """A backbone with a head. Subclasses make the head in `_head_parts` and apply it in `_apply_head`.
+
+    Args:
+        backbone: A `Backbone`.
+        tokenizer: A `keras_tfm.data.Tokenizer`; with one, `fit`, `evaluate` and `predict` take raw strings.
+        name, trainable, dtype: As of any Keras model. dtype is the head's; the backbone has its own.
+    """
+
+    kinds: tuple[str, ...] = ("encoder", "decoder", "encoder_decoder")
+
+    def __init__(self, backbone: Backbone, *, tokenizer: Tokenizer | None = None, name: str | None = None, trainable: bool = True, dtype: Any = None):
+        if not isinstance(backbone, Backbone):
+            raise ValueError(f"backbone must be a keras_tfm Backbone; got {type(backbone).__name__}.")
+        if backbone.config.kind not in self.kinds:
+            raise ValueError(f"{type(self).__name__} goes on a backbone of kind {' or '.join(map(repr, self.kinds))}; this one is {backbone.config.kind!r}.")
+        if tokenizer is not None and tokenizer.vocabulary_size > backbone.config.vocabulary_size:
+            raise ValueError(f"The tokenizer has {tokenizer.vocabulary_size} tokens, the backbone's vocabulary_size is {backbone.config.vocabulary_size}.")
+        dtype = backbone.dtype_policy if dtype is None else dtype
+        self.vocabulary_size = backbone.config.vocabulary_size
+        self.tokenizer = tokenizer
+        parts = {"backbone": backbone, **self._head_parts(backbone, dtype)}
+        super().__init__(list(backbone._input_keys), len(backbone._required_keys), parts, name=name, trainable=trainable, dtype=dtype)
+
+    def _head_parts(self, backbone: Backbone, dtype: Any) -> dict[str, Any]:
+        """The layers of the head, by attribute name."""
+        raise self._not_implemented_error(self._head_parts)
+
+    def _apply_head(self, hidden: Any, inputs: dict[str, Any], training: bool | None) -> Any:
+        raise self._not_implemented_error(self._apply_head)
+
+    def compute(self, inputs, training=None):
+        return self._apply_head(self.backbone(inputs, training=training), inputs, training)
+
+    def standardize(self, inputs):
+        if is_text(inputs):
+            batch = self._require_tokenizer()([inputs] if isinstance(inputs, str) else list(inputs))
+            inputs = {name: batch[name] for name in self._input_keys if name in batch}
+        return super().standardize(inputs)
+
+    def __call__(self, inputs, *args, **kwargs):
+        # Keras takes no strings as layer inputs: they are tokenized before it looks.
+        return super().__call__(self.standardize(inputs) if is_text(inputs) else inputs, *args, **kwargs)
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def _default_loss(self) -> Any:
+        raise self._not_implemented_error(self._default_loss)
+
+    def _default_metrics(self) -> Any:
+        raise self._not_implemented_error(self._default_metrics)
+
+    def compile(self, optimizer: Any = None, loss: Any = "auto", *, metrics: Any = "auto", **options: Any) -> None:
+        """As `keras.Model.compile`, with defaults for fine-tuning.
+
+        Args:
+            optimizer: Default: AdamW at a rate of 5e-5, without decay of biases and norms.
+            loss: "auto" is the task's own.
+            metrics: "auto" are the task's own.
+            options: Everything else that Keras takes.
+        """
+        if optimizer is None:
+            optimizer = keras.optimizers.AdamW(5e-5, weight_decay=0.01)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "scale"])
+        loss = self._default_loss() if isinstance(loss, str) and loss == "auto" else loss
+        metrics = self._default_metrics() if isinstance(metrics, str) and metrics == "auto" else metrics
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **options)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *, batch_size: int | None = None, validation_data=None, validation_split: float = 0.0, shuffle: bool = True, sample_weight=None, **options):
+        """As `keras.Model.fit`; also on raw strings, which are tokenized and batched by length. Compiles if need be."""
+        if not self.compiled:
+            self.compile()
+        if is_text(x):
+            x = list(x)
+            if validation_split:
+                cut = int(len(x) * (1 - validation_split))
+                validation_data = (x[cut:], None if y is None else np.asarray(y)[cut:])
+                x, y = x[:cut], None if y is None else np.asarray(y)[:cut]
+                sample_weight = None if sample_weight is None else np.asarray(sample_weight)[:cut]
+            x, y, sample_weight = self.dataset(x, y, batch_size=batch_size or 32, shuffle=shuffle, sample_weight=sample_weight), None, None
+            options["batch_size"], validation_split = None, 0.0
+        else:
+            options["batch_size"] = batch_size
+            options["shuffle"] = shuffle
+            y = self._array_labels(x, y)
+        if isinstance(validation_data, (tuple, list)) and is_text(validation_data[0]):
+            validation_data = self.dataset(*validation_data[:2], batch_size=batch_size or 32)
+        elif isinstance(validation_data, (tuple, list)):
+            validation_data = (validation_data[0], self._array_labels(validation_data[0], validation_data[1]), *validation_data[2:])
+        return super().fit(x=x, y=y, validation_data=validation_data, validation_split=validation_split, sample_weight=sample_weight, **options)
+
+    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **options):
+        """As `keras.Model.evaluate`; also on raw strings."""
+        if not self.compiled:
+            self.compile()
+        if is_text(x):
+            x, y, batch_size, sample_weight = self.dataset(x, y, batch_size=batch_size or 32, sample_weight=sample_weight), None, None, None
+        else:
+            y = self._array_labels(x, y)
+        return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
+
+    def predict(self, x, batch_size=None, **options):
+        """As `keras.Model.predict`; also on raw strings, in whose order the rows come back.
+
+        Outputs with a length axis are padded to the longest batch's (with zeros), for batches of strings differ in length.
+        """
+        if not is_text(x):
+            return super().predict(x, batch_size=batch_size, **options)
+        data = self.dataset([x] if isinstance(x, str) else list(x), batch_size=batch_size or 32)
+        parts = [super(Task, self).predict_on_batch(data[index][0]) for index in range(len(data))]
+        back = np.argsort(data.batches.order)
+        return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
+
+    def dataset(self, texts, labels=None, *, batch_size: int = 32, shuffle: bool = False, max_length: int | None = None, sample_weight=None, seed: int = 0) -> TextDataset:
+        """Raw strings as a Keras dataset for `fit`, `evaluate` and `predict`: tokenized, grouped by length, shuffled.
+
+        Args:
+            texts: Strings, or pairs of strings.
+            labels: (rows, ...) or None.
+            batch_size: Rows a batch.
+            shuffle: Another order each epoch.
+            max_length: Longest row in tokens. Default: the tokenizer's and the model's limit.
+            sample_weight: (rows,) or None.
+            seed: Of the shuffling.
+        """
+        tokenizer = self._require_tokenizer()
+        limits = [n for n in (max_length, tokenizer.max_length, self.backbone.config.max_sequence_length) if n is not None]
+        # A compiled step is compiled once a shape: XLA gets few of them, the others the exact length.
+        multiple = 16 if backend.NAME == "jax" or getattr(self, "jit_compile", False) else 1
+        batches = TextBatches(
+            list(texts), tokenizer, batch_size, max_length=min(limits, default=None), shuffle=shuffle, length_multiple=multiple, seed=seed
+        )
+        labels = self._check_labels(labels)
+        return TextDataset(batches, self._input_keys, labels, sample_weight, self._text_labels)
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer, so it takes token ids, not strings. Give it one: {type(self).__name__}(..., tokenizer=...).")
+        return self.tokenizer
+
+    def _check_labels(self, labels: Any) -> Any:
+        """Labels of raw strings, checked."""
+        return labels
+
+    def _array_labels(self, x: Any, y: Any) -> Any:
+        """Labels for array inputs, where a task can make them itself."""
+        return y
+
+    _text_labels: Any = None  # (batch, labels) -> labels, where a task makes them from the tokens
+
+    # Saving -----------------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_json(),
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": self.serialized_dtype(),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"])
+        if config.get("tokenizer") is not None:
+            config["tokenizer"] = Tokenizer.from_json(config["tokenizer"])
+        if isinstance(config.get("dtype"), dict):
+            config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(**config)
+
+
+def _join(parts: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Batches one after another, padded on axis 1 where lengths differ."""
+    if parts[0].ndim > 1 and len({part.shape[1] for part in parts}) > 1:
+        longest = max(part.shape[1] for part in parts)
+        parts = tuple(np.pad(part, [(0, 0), (0, longest - part.shape[1])] + [(0, 0)] * (part.ndim - 2)) for part in parts)
+    return np.concatenate(parts)

@@ -1,0 +1,65 @@
+"""The one place that looks behind Keras's public face: backend, device, implicit masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend import get_keras_mask  # no public name exists
+
+Tensor = Any
+
+NAME = keras.backend.backend()
+
+
+def implicit_mask(x: Tensor) -> Tensor | None:
+    """The mask that Keras attached to `x`, as `Embedding(mask_zero=True)` does; None without one."""
+    return get_keras_mask(x)
+
+
+def device(x: Tensor | None = None) -> str:
+    """Kind of device that computes: "cpu", "gpu" or "tpu". `x` decides on torch, where tensors carry their device."""
+    if NAME == "torch":
+        kind = x.device.type if x is not None and hasattr(x, "device") else keras.src.backend.torch.core.get_device()
+        return "gpu" if str(kind).startswith("cuda") else "cpu"
+    if NAME == "jax":
+        import jax
+
+        return "gpu" if jax.default_backend() in ("gpu", "cuda", "rocm") else jax.default_backend()
+    import tensorflow as tf
+
+    for kind in ("TPU", "GPU"):
+        if tf.config.list_logical_devices(kind):
+            return kind.lower()
+    return "cpu"
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """True for the placeholder tensors of a functional model under construction."""
+    return isinstance(x, keras.KerasTensor)
+
+
+def concrete(x: Tensor) -> np.ndarray | None:
+    """The values of `x` as a NumPy array where reading them is free of tracing and device traffic; else None."""
+    if isinstance(x, np.ndarray):
+        return x
+    if isinstance(x, (list, tuple, int)):
+        return np.asarray(x)
+    if is_symbolic(x) or device(x) != "cpu":
+        return None
+    if NAME == "tensorflow":
+        return x.numpy() if hasattr(x, "numpy") else None
+    if NAME == "jax":
+        import jax
+
+        return np.asarray(x) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) else None
+    import torch
+
+    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.detach().numpy() if plain else None
+
+
+def static_shape(x: Tensor) -> tuple[int | None, ...]:
+    """The shape of `x` as far as it is known before running; None where a dimension is dynamic."""
+    return tuple(None if d is None else int(d) if isinstance(d, (int, np.integer)) else d for d in x.shape)

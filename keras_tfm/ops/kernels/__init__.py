@@ -1,0 +1,47 @@
+"""The implementations of attention, and the one table that says which of them serves a request.
+
+A kernel is a module with `refuses(request) -> reason or None` and `attend(request) -> (output, weights or None)`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from keras_tfm.ops import backend
+from keras_tfm.ops.kernels import dense, fused, reference
+from keras_tfm.ops.kernels.request import Request
+
+KERNELS: dict[str, ModuleType] = {"reference": reference, "dense": dense, "fused": fused}
+
+# Preference by (backend, device), best first; the first that does not refuse serves. On the CPU, XLA compiles the dense
+# arrangement into the better program (measured: docs/performance.md); torch's SDPA wins wherever it may be used.
+PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
+    ("tensorflow", "cpu"): ("dense",),
+    ("tensorflow", "gpu"): ("dense",),
+    ("tensorflow", "tpu"): ("dense",),
+    ("jax", "cpu"): ("dense",),
+    ("jax", "gpu"): ("fused", "dense"),
+    ("jax", "tpu"): ("fused", "dense"),
+    ("torch", "cpu"): ("fused", "dense"),
+    ("torch", "gpu"): ("fused", "dense"),
+}
+
+
+def choose(request: Request, kernel: str = "auto") -> str:
+    """The name of the kernel that serves `request`; "auto" consults the table.
+
+    Raises:
+        ValueError: for an unknown name, or a kernel asked for by name that refuses (the reason is in the message).
+    """
+    if kernel != "auto":
+        if kernel not in KERNELS:
+            raise ValueError(f"Unknown kernel={kernel!r}; one of {['auto', *KERNELS]} is expected.")
+        reason = KERNELS[kernel].refuses(request)
+        if reason is not None:
+            raise ValueError(f"kernel={kernel!r} cannot serve this call: {reason}. kernel='auto' picks one that can.")
+        return kernel
+    names = PREFERENCE[backend.NAME, backend.device(request.query)]
+    return next(name for name in names if KERNELS[name].refuses(request) is None)
+
+
+__all__ = ["KERNELS", "PREFERENCE", "Request", "choose"]

@@ -1,0 +1,89 @@
+"""The backend's own fused attention: `jax.nn.dot_product_attention`, torch's `scaled_dot_product_attention`.
+
+Both are told causality in words and given the scale explicitly. TensorFlow has no such primitive.
+"""
+
+from __future__ import annotations
+
+from keras import ops
+
+from keras_tfm.ops.backend import NAME, Tensor
+from keras_tfm.ops.kernels.request import Request
+
+
+def refuses(request: Request) -> str | None:
+    """Why the fused primitive cannot serve this request; None when it can."""
+    if NAME == "tensorflow":
+        return "TensorFlow has no fused attention primitive"
+    if request.return_scores:
+        return "fused kernels do not give scores"
+    if request.dropout > 0.0:
+        return "fused kernels have no seeded dropout"
+    if request.softcap is not None:
+        return "the fused primitive has no soft cap"
+    if request.sinks is not None:
+        return "the fused primitive has no sinks"
+    if NAME == "torch" and request.query.dtype != request.key.dtype:
+        return "query and key differ in dtype"
+    return None
+
+
+def _causal_in_words(request: Request, mask: Tensor | None) -> bool:
+    """torch takes either `is_causal` or a mask; JAX takes both, and a window too."""
+    return request.causal and request.aligned and (NAME == "jax" or (mask is None and request.window is None and request.bias is None))
+
+
+def attend(request: Request) -> tuple[Tensor, None]:
+    """Output as `reference.attend`; no weights."""
+    structured = request.aligned and NAME == "jax"
+    mask = request.mask(structure=False)
+    in_words = _causal_in_words(request, mask)
+    if not in_words and (request.causal or request.window is not None) and not structured:
+        mask = request.mask()
+    alive = None
+    if request.may_have_empty_rows:
+        full = request.mask() if (in_words or structured) else mask
+        alive = ops.any(full, axis=-1)  # (batch, 1 or heads, 1 or queries)
+        # A row without keys would be a softmax over nothing: let it see everything, then zero what it saw.
+        mask = ops.logical_or(mask, ops.logical_not(alive)[..., None])
+        alive = ops.cast(ops.swapaxes(alive, 1, 2)[..., None], request.query.dtype)  # (batch, queries, heads, 1)
+    output = _jax(request, mask) if NAME == "jax" else _torch(request, mask, in_words)
+    return (output if alive is None else output * alive), None
+
+
+def _jax(request: Request, mask: Tensor | None) -> Tensor:
+    import jax
+
+    window = None
+    if request.window is not None and request.aligned:
+        window = (request.window - 1, 0) if request.causal else (request.window, request.window)
+    return jax.nn.dot_product_attention(
+        request.query,
+        request.key,
+        request.value,
+        bias=request.bias,
+        mask=mask,
+        scale=request.scale,
+        is_causal=request.causal and request.aligned,
+        local_window_size=window,
+    )
+
+
+def _torch(request: Request, mask: Tensor | None, in_words: bool) -> Tensor:
+    import torch
+
+    if request.bias is not None:
+        bias = request.bias.to(request.query.dtype)
+        mask = bias if mask is None else torch.where(mask, bias, torch.finfo(bias.dtype).min)
+    if mask is not None and mask.shape[-2] == 1:
+        mask = mask.expand(*mask.shape[:-2], request.query.shape[1], mask.shape[-1])
+    output = torch.nn.functional.scaled_dot_product_attention(
+        request.query.transpose(1, 2),  # (batch, heads, queries, head_dim)
+        request.key.transpose(1, 2),
+        request.value.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=in_words,
+        scale=request.scale,
+        enable_gqa=request.groups > 1,
+    )
+    return output.transpose(1, 2)
