@@ -1,6 +1,6 @@
 """Every transformer, from the same few Keras layers."""
 
-from keras_tfm import data, layers, models, ops
+from keras_tfm import checkpoints, data, layers, models, ops
 from keras_tfm.config import TransformerConfig
 from keras_tfm.models import Backbone, CausalLM, MaskedLM, QuestionAnswerer, Seq2SeqLM, TextClassifier, TokenClassifier
 
@@ -14,6 +14,7 @@ __all__ = [
     "TextClassifier",
     "TokenClassifier",
     "TransformerConfig",
+    "checkpoints",
     "data",
     "layers",
     "models",
