@@ -90,9 +90,14 @@ class TransformerConfig:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be None or a positive integer; got {value!r}.")
         if self.head_dim is None and self.hidden_dim % self.num_heads:
-            raise ValueError(f"hidden_dim={self.hidden_dim} is not divisible by num_heads={self.num_heads}. Choose a divisor, or give head_dim.")
+            raise ValueError(
+                f"hidden_dim={self.hidden_dim} is not divisible by num_heads={self.num_heads}. Choose a divisor, "
+                "or give head_dim."
+            )
         if self.num_key_value_heads is not None and self.num_heads % self.num_key_value_heads:
-            raise ValueError(f"num_key_value_heads must divide num_heads={self.num_heads}; got {self.num_key_value_heads}.")
+            raise ValueError(
+                f"num_key_value_heads must divide num_heads={self.num_heads}; got {self.num_key_value_heads}."
+            )
         for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
@@ -100,7 +105,9 @@ class TransformerConfig:
         if self.position_kind == "learned" and self.max_sequence_length is None:
             raise ValueError("position='learned' needs max_sequence_length, the number of positions in its table.")
         if self.num_decoder_layers is not None and self.kind != "encoder_decoder":
-            raise ValueError(f"num_decoder_layers belongs to kind='encoder_decoder'; this is {self.kind!r}, whose blocks are num_layers.")
+            raise ValueError(
+                f"num_decoder_layers belongs to kind='encoder_decoder'; this is {self.kind!r}, whose blocks are num_layers."
+            )
         if self.pooler and self.kind != "encoder":
             raise ValueError(f"pooler belongs to kind='encoder'; this is {self.kind!r}.")
         if self.token_type_vocabulary_size and self.kind != "encoder":

@@ -27,10 +27,28 @@ ACTIVATIONS = (
 
 # Keys of a config.json that do not change what the model computes.
 WITHOUT_EFFECT = frozenset(
-    """_name_or_path architectures attn_implementation bos_token_id chunk_size_feed_forward cls_token_id dtype eos_token_id
-    finetuning_task gradient_checkpointing id2label label2id model_type mask_token_id output_attentions
-    output_hidden_states pad_token_id problem_type return_dict sep_token_id task_specific_params tokenizer_class
-    torch_dtype torchscript transformers_version use_bfloat16 use_cache num_labels classifier_dropout tie_word_embeddings""".split()
+    [
+        *(
+            "_name_or_path",
+            "architectures",
+            "attn_implementation",
+            "dtype",
+            "finetuning_task",
+            "gradient_checkpointing",
+        ),
+        *(
+            "id2label",
+            "label2id",
+            "model_type",
+            "num_labels",
+            "problem_type",
+            "task_specific_params",
+            "tokenizer_class",
+        ),
+        *("bos_token_id", "cls_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "sep_token_id"),
+        *("chunk_size_feed_forward", "classifier_dropout", "output_attentions", "output_hidden_states", "return_dict"),
+        *("tie_word_embeddings", "torch_dtype", "torchscript", "transformers_version", "use_bfloat16", "use_cache"),
+    ]
 )
 
 
@@ -61,7 +79,10 @@ INTO_HEADS = (
     Tensor("_kernel", "weight", _split, lambda array: array.reshape(array.shape[0], -1).T),
     Tensor("bias", "bias", write=lambda array: array.reshape(-1)),
 )
-OUT_OF_HEADS = (Tensor("_kernel", "weight", _merge, lambda array: array.reshape(-1, array.shape[-1]).T), Tensor("bias", "bias"))
+OUT_OF_HEADS = (
+    Tensor("_kernel", "weight", _merge, lambda array: array.reshape(-1, array.shape[-1]).T),
+    Tensor("bias", "bias"),
+)
 LAYER_NORM = (Tensor("gamma", "weight"), Tensor("beta", "bias"))
 EMBEDDING = (Tensor("embeddings", "weight"),)
 TOKEN_EMBEDDING = (Tensor("table._embeddings", "weight"),)
@@ -121,10 +142,14 @@ class Architecture:
         Raises:
             ValueError: for a missing size, or an option with a value that is not implemented.
         """
-        fields: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in self.options.items()}
+        fields: dict[str, Any] = {
+            key: dict(value) if isinstance(value, dict) else value for key, value in self.options.items()
+        }
         for key, expected in self.expects.items():
             if key in config and config[key] != expected:
-                raise ValueError(f"config.json says {key}={config[key]!r}; for {self.model_type!r} only {expected!r} is implemented.")
+                raise ValueError(
+                    f"config.json says {key}={config[key]!r}; for {self.model_type!r} only {expected!r} is implemented."
+                )
         for theirs, ours in self.sizes.items():
             if theirs not in config and theirs not in self.defaults:
                 raise ValueError(f"config.json lacks {theirs!r}, which a {self.model_type!r} model needs.")
@@ -136,7 +161,11 @@ class Architecture:
                 fields[name] = {**fields.get(name, {}), entry: value}
             else:
                 fields[name] = value
-        unknown = [key for key in config if key not in (WITHOUT_EFFECT | self.without_effect | set(self.sizes) | set(self.expects))]
+        unknown = [
+            key
+            for key in config
+            if key not in (WITHOUT_EFFECT | self.without_effect | set(self.sizes) | set(self.expects))
+        ]
         return TransformerConfig.from_dict(fields), unknown
 
     def write_config(self, config: TransformerConfig) -> dict[str, Any]:
@@ -157,7 +186,11 @@ class Architecture:
                 value = self.defaults.get(theirs)
             written[theirs] = value
         again, _ = self.read_config(written)
-        differing = [name for name, value in config.to_dict().items() if getattr(again, name) != value and not _equivalent(name, again, config)]
+        differing = [
+            name
+            for name, value in config.to_dict().items()
+            if getattr(again, name) != value and not _equivalent(name, again, config)
+        ]
         if differing:
             values = {name: getattr(config, name) for name in differing}
             raise ValueError(f"The format of {self.model_type!r} cannot express {values}.")

@@ -16,7 +16,13 @@ BERT = Architecture(
     model_type="bert",
     base="BertModel",
     prefix="bert.",
-    options={"kind": "encoder", "norm": {"kind": "layer_norm"}, "norm_placement": "post", "embedding_norm": True, "pooler": True},
+    options={
+        "kind": "encoder",
+        "norm": {"kind": "layer_norm"},
+        "norm_placement": "post",
+        "embedding_norm": True,
+        "pooler": True,
+    },
     sizes={
         "vocab_size": "vocabulary_size",
         "hidden_size": "hidden_dim",
@@ -31,7 +37,13 @@ BERT = Architecture(
         "layer_norm_eps": "norm.epsilon",
         "initializer_range": "initializer_range",
     },
-    defaults={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-12, "initializer_range": 0.02, "hidden_act": "gelu"},
+    defaults={
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "layer_norm_eps": 1e-12,
+        "initializer_range": 0.02,
+        "hidden_act": "gelu",
+    },
     expects={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     weights={
         "token_embedding": ("embeddings.word_embeddings", TOKEN_EMBEDDING),
@@ -49,7 +61,9 @@ BERT = Architecture(
         "pooler": ("pooler.dense", LINEAR),
     },
     heads={
-        "TextClassifier": Head("BertForSequenceClassification", {"head.logits": ("classifier", LINEAR)}, {"pooling": "pooler"}),
+        "TextClassifier": Head(
+            "BertForSequenceClassification", {"head.logits": ("classifier", LINEAR)}, {"pooling": "pooler"}
+        ),
         "TokenClassifier": Head("BertForTokenClassification", {"head.logits": ("classifier", LINEAR)}),
         "QuestionAnswerer": Head("BertForQuestionAnswering", {"head.logits": ("qa_outputs", LINEAR)}),
         "MaskedLM": Head(

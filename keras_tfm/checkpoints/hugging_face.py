@@ -27,7 +27,15 @@ logger = logging.getLogger("keras_tfm")
 WEIGHTS = "model.safetensors"
 
 
-def read(cls: type, source: str | Path, *, dtype: Any = None, tokenizer: Any = "auto", name: str | None = None, **options: Any) -> Any:
+def read(
+    cls: type,
+    source: str | Path,
+    *,
+    dtype: Any = None,
+    tokenizer: Any = "auto",
+    name: str | None = None,
+    **options: Any,
+) -> Any:
     """`cls.from_pretrained`: see `keras_tfm.models.pretrained.Pretrained`."""
     directory = Path(source)
     config = _read_config(directory)
@@ -61,13 +69,17 @@ def read(cls: type, source: str | Path, *, dtype: Any = None, tokenizer: Any = "
     if unused:
         logger.info("%s: the checkpoint's %s are not part of this model.", cls.__name__, _some(unused))
     if issubclass(cls, Task):
-        model.tokenizer = _read_tokenizer(directory) if isinstance(tokenizer, str) and tokenizer == "auto" else tokenizer
+        model.tokenizer = (
+            _read_tokenizer(directory) if isinstance(tokenizer, str) and tokenizer == "auto" else tokenizer
+        )
     return model
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
-        raise FileNotFoundError(f"There is no directory {directory}. It should hold config.json, {WEIGHTS} and tokenizer.json.")
+        raise FileNotFoundError(
+            f"There is no directory {directory}. It should hold config.json, {WEIGHTS} and tokenizer.json."
+        )
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {directory} is no Hugging Face model directory.")
@@ -86,7 +98,8 @@ def _weights_file(directory: Path) -> Path:
         return path
     if (directory / "pytorch_model.bin").is_file():
         raise ValueError(
-            f"{directory} has pytorch_model.bin only, a pickle, which can run code when opened and is not read here. Convert it: "
+            f"{directory} has pytorch_model.bin only, a pickle, "
+            "which can run code when opened and is not read here. Convert it: "
             "python -c \"from transformers import AutoModel; AutoModel.from_pretrained('DIR').save_pretrained('DIR')\""
         )
     raise FileNotFoundError(f"{path} is missing.")
@@ -96,18 +109,33 @@ def _read_tokenizer(directory: Path) -> Tokenizer | None:
     return Tokenizer.from_directory(directory) if (directory / "tokenizer.json").is_file() else None
 
 
-def _builder(cls, architecture: Architecture, config: dict[str, Any], ours: Any, options: dict[str, Any], name: str | None, dtype: Any):
+def _builder(
+    cls,
+    architecture: Architecture,
+    config: dict[str, Any],
+    ours: Any,
+    options: dict[str, Any],
+    name: str | None,
+    dtype: Any,
+):
     """A function that builds the model, the head's arguments taken from the checkpoint where the caller gave none."""
     backbone_name = f"{architecture.model_type}_backbone"
     if issubclass(cls, Backbone):
         check_fields(options)
         return lambda: Backbone(ours, name=name or backbone_name, dtype=dtype)
     if cls.__name__ not in architecture.heads:
-        raise ValueError(f"A {architecture.model_type!r} checkpoint makes no {cls.__name__}; it makes {sorted(architecture.heads)}.")
+        raise ValueError(
+            f"A {architecture.model_type!r} checkpoint makes no {cls.__name__}; it makes {sorted(architecture.heads)}."
+        )
     head = architecture.heads[cls.__name__]
     labels = config.get("id2label")
     known = config.get("architectures") or []
-    if head.name in known and isinstance(labels, dict) and "num_classes" not in options and cls.__name__ in ("TextClassifier", "TokenClassifier"):
+    if (
+        head.name in known
+        and isinstance(labels, dict)
+        and "num_classes" not in options
+        and cls.__name__ in ("TextClassifier", "TokenClassifier")
+    ):
         options["num_classes"] = len(labels)
         if cls.__name__ == "TextClassifier":
             options.setdefault("labels", [labels[key] for key in sorted(labels, key=int)])
@@ -141,7 +169,9 @@ def _walk(root: Any, weights: Weights, blocks: int, *, in_head: bool) -> Iterato
                 path = ".".join(filter(None, (ours.format(i=i), tensor.ours)))
                 variable = _resolve(root, path)
                 if variable is not None:
-                    yield Pair(path, ".".join(filter(None, (theirs.format(i=i), tensor.theirs))), variable, tensor, in_head)
+                    yield Pair(
+                        path, ".".join(filter(None, (theirs.format(i=i), tensor.theirs))), variable, tensor, in_head
+                    )
 
 
 def _resolve(root: Any, path: str) -> Any:
@@ -153,12 +183,17 @@ def _resolve(root: Any, path: str) -> Any:
     return root
 
 
-def _match(wanted: list[Pair], entries: dict[str, tensors.Entry], prefix: str, architecture: Architecture, directory: Path) -> tuple[dict[str, str], list[str]]:
+def _match(
+    wanted: list[Pair], entries: dict[str, tensors.Entry], prefix: str, architecture: Architecture, directory: Path
+) -> tuple[dict[str, str], list[str]]:
     """Tensor names by wanted name; and what is not there and may start untrained (the head, the pooler).
 
     Raises ValueError, naming tensors and shapes, if the checkpoint lacks or contradicts what the model needs.
     """
-    found, new, missing, wrong = {}, [], [], []
+    found: dict[str, str] = {}
+    new: list[str] = []
+    missing: list[str] = []
+    wrong: list[str] = []
     for pair in wanted:
         key = pair.theirs if pair.in_head else prefix + pair.theirs
         if key not in entries:
@@ -172,10 +207,16 @@ def _match(wanted: list[Pair], entries: dict[str, tensors.Entry], prefix: str, a
         else:
             found[pair.theirs] = key
     if missing:
-        raise ValueError(f"{directory / WEIGHTS} lacks tensors that a {architecture.model_type!r} model of this config needs: {_some(missing)}.")
+        raise ValueError(
+            f"{directory / WEIGHTS} lacks tensors that a {architecture.model_type!r} model of this config needs: "
+            f"{_some(missing)}."
+        )
     heads_only = [line for line in wrong if any(line.startswith(pair.theirs) and pair.in_head for pair in wanted)]
     if heads_only and len(heads_only) == len(wrong):
-        raise ValueError(f"{directory / WEIGHTS} has a head of another size: {_some(wrong)}. Give its num_classes, or load the backbone and put a new head on it.")
+        raise ValueError(
+            f"{directory / WEIGHTS} has a head of another size: {_some(wrong)}. Give its num_classes, "
+            "or load the backbone and put a new head on it."
+        )
     if wrong:
         raise ValueError(f"{directory / WEIGHTS} disagrees with its config.json: {_some(wrong)}.")
     return found, new
@@ -195,11 +236,16 @@ def write(model: Any, directory: str | Path) -> None:
     head: Head | None = None
     if backbone is not model:
         if type(model).__name__ not in architecture.heads:
-            raise ValueError(f"The format of {architecture.model_type!r} has no {type(model).__name__}; it has {sorted(architecture.heads)}.")
+            raise ValueError(
+                f"The format of {architecture.model_type!r} has no {type(model).__name__}; "
+                f"it has {sorted(architecture.heads)}."
+            )
         head = architecture.heads[type(model).__name__]
         for option, value in head.options.items():
             if getattr(model, option) != value:
-                raise ValueError(f"The format of {head.name} cannot express {option}={getattr(model, option)!r}; only {value!r}.")
+                raise ValueError(
+                    f"The format of {head.name} cannot express {option}={getattr(model, option)!r}; only {value!r}."
+                )
     config["architectures"] = [architecture.base if head is None else head.name]
     config["dtype"] = "float32"
     tokenizer = getattr(model, "tokenizer", None)
@@ -213,14 +259,18 @@ def write(model: Any, directory: str | Path) -> None:
     arrays = {}
     for pair in _pairs(model, architecture):
         key = pair.theirs if pair.in_head else prefix + pair.theirs
-        arrays[key] = np.ascontiguousarray(pair.tensor.write(keras.ops.convert_to_numpy(pair.variable)).astype(np.float32))
+        arrays[key] = np.ascontiguousarray(
+            pair.tensor.write(keras.ops.convert_to_numpy(pair.variable)).astype(np.float32)
+        )
 
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
         save_file(arrays, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(scratch)
-        (Path(scratch) / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        (Path(scratch) / "config.json").write_text(
+            json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+        )
         for path in sorted(Path(scratch).iterdir()):  # each file appears whole, the user's others stay
             os.replace(path, directory / path.name)
 

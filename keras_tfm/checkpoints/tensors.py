@@ -56,7 +56,9 @@ def _entry(path: Path, name: str, record: dict[str, Any], room: int) -> Entry:
     for dimension in shape:
         expected *= dimension
     if end - begin != expected:
-        raise ValueError(f"{path}: tensor {name!r} of shape {shape} takes {expected} bytes; its record gives {end - begin}.")
+        raise ValueError(
+            f"{path}: tensor {name!r} of shape {shape} takes {expected} bytes; its record gives {end - begin}."
+        )
     if end > room:
         raise ValueError(f"{path} is truncated: tensor {name!r} ends at byte {end} of {room}.")
     return Entry(path, dtype, shape)

@@ -37,7 +37,9 @@ def read_table(path: str | Path, text: str = "text", label: str = "label") -> tu
                 if not row:
                     continue
                 if len(row) != len(header):
-                    raise ValueError(f"{path}, line {rows.line_num}: {len(row)} columns, where the header has {len(header)}.")
+                    raise ValueError(
+                        f"{path}, line {rows.line_num}: {len(row)} columns, where the header has {len(header)}."
+                    )
                 texts.append(row[columns[0]])
                 labels.append(row[columns[1]])
     except UnicodeDecodeError as error:

@@ -25,7 +25,13 @@ class Tokenizer:
         truncated: How many texts have been cut so far.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int | None = None, padding_side: str = "right", settings: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int | None = None,
+        padding_side: str = "right",
+        settings: dict[str, Any] | None = None,
+    ):
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right'; got {padding_side!r}.")
         self._json = tokenizer.to_str()  # as it came, for `save`
@@ -49,7 +55,9 @@ class Tokenizer:
 
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; without it the model has no tokenizer and takes token ids only.")
+            raise FileNotFoundError(
+                f"{path} is missing; without it the model has no tokenizer and takes token ids only."
+            )
         try:
             base = Base.from_file(str(path))
         except Exception as error:
@@ -66,7 +74,12 @@ class Tokenizer:
         named = self.settings.get(f"{role}_token")
         if isinstance(named, dict):
             named = named.get("content")
-        usual = {"pad": ("[PAD]", "<pad>", "<|endoftext|>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
+        usual = {
+            "pad": ("[PAD]", "<pad>", "<|endoftext|>"),
+            "cls": ("[CLS]", "<s>"),
+            "sep": ("[SEP]", "</s>"),
+            "mask": ("[MASK]", "<mask>"),
+        }
         for text in filter(None, (named, *usual.get(role, ()))):
             found = self.tokenizer.token_to_id(text)
             if found is not None:
@@ -75,6 +88,7 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
+        """How many ids there are, special and added tokens included."""
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None) -> list[Any]:
@@ -93,7 +107,9 @@ class Tokenizer:
         """Ids back to text."""
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=skip_special_tokens)
 
-    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None, pad_to: int | None = None) -> dict[str, np.ndarray]:
+    def __call__(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None, pad_to: int | None = None
+    ) -> dict[str, np.ndarray]:
         """Texts, or pairs of texts, as one padded batch.
 
         Args:
@@ -115,7 +131,11 @@ class Tokenizer:
         padding_mask, token_type_ids = np.zeros(shape, bool), np.zeros(shape, np.int32)
         for row, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
             where = slice(0, length) if self.padding_side == "right" else slice(width - length, width)
-            token_ids[row, where], padding_mask[row, where], token_type_ids[row, where] = encoding.ids, True, encoding.type_ids
+            token_ids[row, where], padding_mask[row, where], token_type_ids[row, where] = (
+                encoding.ids,
+                True,
+                encoding.type_ids,
+            )
         return {"token_ids": token_ids, "padding_mask": padding_mask, "token_type_ids": token_type_ids}
 
     def save(self, directory: str | Path) -> None:
@@ -124,11 +144,18 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self._json, "utf-8")
         if self.settings:
-            (directory / "tokenizer_config.json").write_text(json.dumps(self.settings, indent=2, ensure_ascii=False), "utf-8")
+            (directory / "tokenizer_config.json").write_text(
+                json.dumps(self.settings, indent=2, ensure_ascii=False), "utf-8"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data, for a model's config."""
-        return {"tokenizer": self._json, "max_length": self.max_length, "padding_side": self.padding_side, "settings": self.settings}
+        return {
+            "tokenizer": self._json,
+            "max_length": self.max_length,
+            "padding_side": self.padding_side,
+            "settings": self.settings,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tokenizer:

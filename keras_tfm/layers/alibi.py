@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_tfm.layers.base import register
 from keras_tfm.layers.position import PositionScheme
-from keras_tfm.ops import masks, positions as position_ops
+from keras_tfm.ops import masks
+from keras_tfm.ops import positions as position_ops
 
 
 @register

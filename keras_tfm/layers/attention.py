@@ -17,6 +17,7 @@ from keras_tfm.layers.base import (
     logical_axes,
     serialize,
 )
+from keras_tfm.layers.projection import project
 from keras_tfm.ops.kernels import KERNELS
 
 PROJECTIONS = ("query", "key", "value", "output")
@@ -89,7 +90,9 @@ class Attention(Layer):
     def _has_bias(self, projection: str) -> bool:
         return self.use_bias.get(projection, True) if isinstance(self.use_bias, dict) else self.use_bias
 
-    def _projection(self, name: str, equation: str, output_shape: tuple, bias_axes: str, width: int | tuple, axes: tuple) -> keras.layers.EinsumDense:
+    def _projection(
+        self, name: str, equation: str, output_shape: tuple, bias_axes: str, width: int | tuple, axes: tuple
+    ) -> keras.layers.EinsumDense:
         layer = keras.layers.EinsumDense(
             equation,
             output_shape=output_shape,
@@ -108,18 +111,31 @@ class Attention(Layer):
     def _build_projections(self, query_width: int, key_width: int) -> None:
         heads, kv_heads = self.num_heads, self.num_key_value_heads or self.num_heads
         if self.head_dim is None and query_width % heads:
-            raise ValueError(f"The width {query_width} is not divisible by num_heads={heads}. Choose num_heads among its divisors, or give head_dim.")
+            raise ValueError(
+                f"The width {query_width} is not divisible by num_heads={heads}. Choose num_heads among its divisors, "
+                "or give head_dim."
+            )
         self._kv_heads = kv_heads
         self._head_dim = head_dim = self.head_dim or query_width // heads
         into_heads = "btd,dnh->btnh"
-        self.query = self._projection("query", into_heads, (None, heads, head_dim), "nh", query_width, ("embed", "heads", "head_dim"))
-        self.key = self._projection("key", into_heads, (None, kv_heads, head_dim), "nh", key_width, ("embed", "kv_heads", "head_dim"))
-        self.value = self._projection("value", into_heads, (None, kv_heads, head_dim), "nh", key_width, ("embed", "kv_heads", "head_dim"))
-        self.output_projection = self._projection("output", "btnh,nhd->btd", (None, query_width), "d", (heads, head_dim), ("heads", "head_dim", "embed"))
+        self.query = self._projection(
+            "query", into_heads, (None, heads, head_dim), "nh", query_width, ("embed", "heads", "head_dim")
+        )
+        self.key = self._projection(
+            "key", into_heads, (None, kv_heads, head_dim), "nh", key_width, ("embed", "kv_heads", "head_dim")
+        )
+        self.value = self._projection(
+            "value", into_heads, (None, kv_heads, head_dim), "nh", key_width, ("embed", "kv_heads", "head_dim")
+        )
+        self.output_projection = self._projection(
+            "output", "btnh,nhd->btd", (None, query_width), "d", (heads, head_dim), ("heads", "head_dim", "embed")
+        )
         self.gate = None
         if self.output_gate is not None:
             gate_dim = head_dim if self.output_gate == "elementwise" else 1
-            self.gate = self._projection("gate", into_heads, (None, heads, gate_dim), "nh", query_width, ("embed", "heads", "head_dim"))
+            self.gate = self._projection(
+                "gate", into_heads, (None, heads, gate_dim), "nh", query_width, ("embed", "heads", "head_dim")
+            )
         self.query_norm = self.key_norm = None
         if self.qk_norm is not None:
             self.query_norm = norms.make(self.qk_norm, **self.sublayer_options("query_norm"))
@@ -135,11 +151,11 @@ class Attention(Layer):
     # Calling ---------------------------------------------------------------------------------------------------------
 
     def _queries(self, x):
-        query = self.query(x)  # (batch, queries, heads, head_dim)
+        query = project(self.query, x)  # (batch, queries, heads, head_dim)
         return query if self.query_norm is None else self.query_norm(query)
 
     def _keys_and_values(self, x):
-        key, value = self.key(x), self.value(x)  # (batch, keys, kv_heads, head_dim)
+        key, value = project(self.key, x), project(self.value, x)  # (batch, keys, kv_heads, head_dim)
         return (key if self.key_norm is None else self.key_norm(key)), value
 
     def _score_options(self, training) -> dict[str, Any]:
@@ -158,10 +174,14 @@ class Attention(Layer):
     def _combine_heads(self, heads, x):
         """(batch, queries, heads, head_dim) to (batch, queries, width)."""
         if self.gate is not None:
-            heads = heads * ops.sigmoid(self.gate(x))
-        return self.output_projection(heads)
+            heads = heads * ops.sigmoid(project(self.gate, x))
+        return project(self.output_projection, heads)
 
     def _output_specs(self, x, keys, return_scores):
         output = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
-        scores = keras.KerasTensor((x.shape[0], self.num_heads, x.shape[1], keys), dtype="float32") if return_scores else None
+        scores = (
+            keras.KerasTensor((x.shape[0], self.num_heads, x.shape[1], keys), dtype="float32")
+            if return_scores
+            else None
+        )
         return output, scores

@@ -91,7 +91,9 @@ def deserialize(value: Any) -> Any:
 def sublayer_dtypes(layer: keras.layers.Layer) -> Any:
     """The layer's dtype policy, or a `DTypePolicyMap` by path where quantization has changed that of sub-layers."""
     own = layer._dtype_policy
-    quantized = {sub.path: sub.dtype_policy for sub in layer._flatten_layers() if sub.path and sub.quantization_mode is not None}
+    quantized = {
+        sub.path: sub.dtype_policy for sub in layer._flatten_layers() if sub.path and sub.quantization_mode is not None
+    }
     if not quantized:
         return own.default_policy if isinstance(own, keras.dtype_policies.DTypePolicyMap) else own
     default = own.default_policy if isinstance(own, keras.dtype_policies.DTypePolicyMap) else own

@@ -78,7 +78,9 @@ class LayerScale(Layer):
         self.supports_masking = True
 
     def build(self, x_shape):
-        self.gain = self.add_weight(name="gain", shape=(x_shape[-1],), initializer=keras.initializers.Constant(self.initial_value))
+        self.gain = self.add_weight(
+            name="gain", shape=(x_shape[-1],), initializer=keras.initializers.Constant(self.initial_value)
+        )
         self.gain.logical_axes = ("embed",)
 
     def call(self, x):

@@ -9,6 +9,7 @@ import keras
 
 from keras_tfm.layers.base import Layer, check_positive, check_rate, clone_initializer, logical_axes, register
 from keras_tfm.layers.dropout import Dropout
+from keras_tfm.layers.projection import project
 from keras_tfm.ops import activations
 
 
@@ -86,11 +87,11 @@ class FeedForward(Layer):
 
     def call(self, x, training=None):
         if self.gate is not None:
-            hidden = self.activation_function(self.gate(x)) * self.up(x)
+            hidden = self.activation_function(project(self.gate, x)) * project(self.up, x)
         else:
-            hidden = self.activation_function(self.up(x))  # (..., intermediate_dim)
+            hidden = self.activation_function(project(self.up, x))  # (..., intermediate_dim)
         hidden = self.dropout_layer(hidden, training=training)
-        return self.down(hidden)
+        return project(self.down, hidden)
 
     def compute_output_spec(self, x, training=None):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)

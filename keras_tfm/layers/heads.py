@@ -27,7 +27,15 @@ class ClassificationHead(Layer):
         x: (..., width), float. Returns (..., num_classes).
     """
 
-    def __init__(self, num_classes: int, hidden_dim: int | None = None, activation: Any = "tanh", dropout: float = 0.0, kernel_initializer: Any = "glorot_uniform", **kwargs):
+    def __init__(
+        self,
+        num_classes: int,
+        hidden_dim: int | None = None,
+        activation: Any = "tanh",
+        dropout: float = 0.0,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         check_positive(num_classes=num_classes, hidden_dim=hidden_dim)
         check_rate(dropout=dropout)
@@ -41,7 +49,9 @@ class ClassificationHead(Layer):
         options = {"kernel_initializer": kernel_initializer}
         self.hidden = None
         if hidden_dim is not None:
-            self.hidden = keras.layers.Dense(hidden_dim, activation=activations.get(activation), **options, **self.sublayer_options("hidden"))
+            self.hidden = keras.layers.Dense(
+                hidden_dim, activation=activations.get(activation), **options, **self.sublayer_options("hidden")
+            )
         self.logits = keras.layers.Dense(num_classes, **options, **self.sublayer_options("logits"))
 
     def build(self, x_shape):
@@ -82,7 +92,14 @@ class MaskedLMHead(Layer):
         (..., vocabulary_size).
     """
 
-    def __init__(self, vocabulary_size: int, activation: Any = "gelu", norm: Any = "layer_norm", kernel_initializer: Any = "glorot_uniform", **kwargs):
+    def __init__(
+        self,
+        vocabulary_size: int,
+        activation: Any = "gelu",
+        norm: Any = "layer_norm",
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         check_positive(vocabulary_size=vocabulary_size)
         self.vocabulary_size = vocabulary_size
@@ -95,7 +112,9 @@ class MaskedLMHead(Layer):
         self.norm = norms.make(self._given["norm"], **self.sublayer_options("norm"))
 
     def build(self, x_shape):
-        self.hidden = keras.layers.Dense(x_shape[-1], kernel_initializer=self.kernel_initializer, **self.sublayer_options("hidden"))
+        self.hidden = keras.layers.Dense(
+            x_shape[-1], kernel_initializer=self.kernel_initializer, **self.sublayer_options("hidden")
+        )
         self.hidden.build(x_shape)
         logical_axes(getattr(self.hidden, "_kernel", None), "embed", "mlp")
         logical_axes(self.hidden.bias, "mlp")

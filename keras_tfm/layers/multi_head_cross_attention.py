@@ -43,7 +43,18 @@ class MultiHeadCrossAttention(Attention):
         key, value = self._keys_and_values(context)
         return {"key": key, "value": value}
 
-    def call(self, x, context=None, context_padding_mask=None, attention_mask=None, segment_ids=None, context_segment_ids=None, cache=None, return_scores=False, training=None):
+    def call(
+        self,
+        x,
+        context=None,
+        context_padding_mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        context_segment_ids=None,
+        cache=None,
+        return_scores=False,
+        training=None,
+    ):
         if context_padding_mask is None and context is not None:
             context_padding_mask = backend.implicit_mask(context)
         if cache is not None:
@@ -53,7 +64,9 @@ class MultiHeadCrossAttention(Attention):
         else:
             raise ValueError("Cross-attention needs context, or a cache made from one by make_cache(context).")
         if (segment_ids is None) != (context_segment_ids is None):
-            raise ValueError("segment_ids and context_segment_ids go together: one names the queries' segments, the other the keys'.")
+            raise ValueError(
+                "segment_ids and context_segment_ids go together: one names the queries' segments, the other the keys'."
+            )
         heads = tfm_ops.attention(
             self._queries(x),
             key,
@@ -67,7 +80,18 @@ class MultiHeadCrossAttention(Attention):
         heads, scores = heads if return_scores else (heads, None)
         return pack(self._combine_heads(heads, x), scores)
 
-    def compute_output_spec(self, x, context=None, context_padding_mask=None, attention_mask=None, segment_ids=None, context_segment_ids=None, cache=None, return_scores=False, training=None):
+    def compute_output_spec(
+        self,
+        x,
+        context=None,
+        context_padding_mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        context_segment_ids=None,
+        cache=None,
+        return_scores=False,
+        training=None,
+    ):
         check_hidden("x", x)
         if context is None and cache is None:
             raise ValueError("Cross-attention needs context, or a cache made from one by make_cache(context).")

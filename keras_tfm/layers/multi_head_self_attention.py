@@ -122,7 +122,17 @@ class MultiHeadSelfAttention(Attention):
         capacity = min(capacity, self.window or capacity)
         return kv_cache.create(batch, capacity, self._kv_heads, self._head_dim, dtype or self.compute_dtype)
 
-    def call(self, x, padding_mask=None, attention_mask=None, segment_ids=None, positions=None, cache=None, return_scores=False, training=None):
+    def call(
+        self,
+        x,
+        padding_mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        return_scores=False,
+        training=None,
+    ):
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
         query, (key, value) = self._queries(x), self._keys_and_values(x)
         scheme = self.position
@@ -138,7 +148,9 @@ class MultiHeadSelfAttention(Attention):
             query, key = scheme.rotate(query, key, positions)
         bias_positions = positions
         if cache is not None:
-            cache, key, value, key_positions = kv_cache.update(cache, key, value, positions, padding_mask, ring=self.window is not None)
+            cache, key, value, key_positions = kv_cache.update(
+                cache, key, value, positions, padding_mask, ring=self.window is not None
+            )
             padding_mask, bias_positions = None, key_positions
             key, value = (keras.ops.cast(t, query.dtype) for t in (key, value))
         bias = None if scheme is None else scheme.bias(query, key, positions, bias_positions)
@@ -167,13 +179,25 @@ class MultiHeadSelfAttention(Attention):
             if value is not None:
                 raise ValueError(f"{name} cannot be combined with cache; a cached row is one sequence of real tokens.")
 
-    def compute_output_spec(self, x, padding_mask=None, attention_mask=None, segment_ids=None, positions=None, cache=None, return_scores=False, training=None):
+    def compute_output_spec(
+        self,
+        x,
+        padding_mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        return_scores=False,
+        training=None,
+    ):
         check_hidden("x", x)
         keys = x.shape[1]
         if cache is not None:
             self._check_cache(attention_mask, segment_ids)
             slots = cache["positions"].shape[1]
-            keys = slots if self.window is None or x.shape[1] == 1 else None if x.shape[1] is None else slots + x.shape[1]
+            keys = (
+                slots if self.window is None or x.shape[1] == 1 else None if x.shape[1] is None else slots + x.shape[1]
+            )
             cache = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache)
         output, scores = self._output_specs(x, keys, return_scores)
         return pack(output, cache, scores)

@@ -43,7 +43,9 @@ class Pooling(Layer):
         wide = ops.cast(x, "float32")
         if self.kind == "mean":
             weights = ops.cast(real, "float32")[:, :, None]
-            pooled = ops.sum(ops.where(real[:, :, None], wide, 0.0), axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
+            pooled = ops.sum(ops.where(real[:, :, None], wide, 0.0), axis=1) / ops.maximum(
+                ops.sum(weights, axis=1), 1.0
+            )
         elif self.kind == "max":
             pooled = ops.max(ops.where(real[:, :, None], wide, -1e30), axis=1)
         else:

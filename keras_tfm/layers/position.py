@@ -26,7 +26,9 @@ class PositionScheme(Layer):
         """Turn the heads of a chunk's queries and keys, (batch, length, heads, head_dim)."""
         return query, key
 
-    def bias(self, query: Tensor, key: Tensor, query_positions: Tensor | None, key_positions: Tensor | None) -> Tensor | None:
+    def bias(
+        self, query: Tensor, key: Tensor, query_positions: Tensor | None, key_positions: Tensor | None
+    ) -> Tensor | None:
         """What to add to the scores, broadcastable to (batch, heads, queries, keys) float32; None for nothing.
 
         Takes queries and keys as attended (keys of a whole cache, say) with (batch or 1, length) positions, None for
@@ -38,7 +40,7 @@ class PositionScheme(Layer):
         """Raise ValueError where the scheme cannot serve heads of this number and width."""
 
 
-def schemes() -> dict[str, tuple[type, dict[str, Any]]]:
+def schemes() -> dict[str, tuple[type[PositionScheme], dict[str, Any]]]:
     """Kind to layer and preset options."""
     from keras_tfm.layers.alibi import ALiBi
     from keras_tfm.layers.positional_encoding import PositionalEncoding
@@ -62,7 +64,7 @@ def check(position: Any, where: str | None = None) -> None:
     if isinstance(position, keras.layers.Layer):
         if not isinstance(position, PositionScheme):
             raise ValueError(f"position must be a PositionScheme layer; got {type(position).__name__}.")
-        cls = type(position)
+        cls: type[PositionScheme] = type(position)
     else:
         options = dict(position) if isinstance(position, dict) else {"kind": position}
         kind = options.pop("kind", None)
@@ -71,7 +73,9 @@ def check(position: Any, where: str | None = None) -> None:
         check_options("position", options, cls)
     if where is not None and cls.where != where:
         fit = [kind for kind, (other, _) in known.items() if other.where == where]
-        raise ValueError(f"position={position!r} has its effect at the {cls.where}, not here ({where}); here fit {fit}.")
+        raise ValueError(
+            f"position={position!r} has its effect at the {cls.where}, not here ({where}); here fit {fit}."
+        )
 
 
 def make(position: Any, **keywords: Any) -> PositionScheme | None:

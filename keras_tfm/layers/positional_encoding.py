@@ -10,7 +10,8 @@ from keras import ops
 
 from keras_tfm.layers.base import check_choice, check_positive, logical_axes, register
 from keras_tfm.layers.position import PositionScheme
-from keras_tfm.ops import backend, positions as position_ops
+from keras_tfm.ops import backend
+from keras_tfm.ops import positions as position_ops
 
 
 @register
@@ -68,6 +69,7 @@ class PositionalEncoding(PositionScheme):
             raise ValueError("base and interleaved belong to kind='sinusoidal'; a learned table has neither.")
         self.kind = kind
         self.max_length = max_length
+        self._rows = (max_length or 0) + offset  # of the table
         self.base = base
         self.interleaved = interleaved
         self.offset = offset
@@ -80,7 +82,7 @@ class PositionalEncoding(PositionScheme):
             if width % 2:
                 raise ValueError(f"Sinusoids need an even width; got {width}.")
             return
-        shape = (self.max_length + self.offset, width)
+        shape = (self._rows, width)
         self.embeddings = self.add_weight(name="embeddings", shape=shape, initializer=self.embeddings_initializer)
         logical_axes(self.embeddings, "positions", "embed")
 
@@ -96,7 +98,9 @@ class PositionalEncoding(PositionScheme):
         if self.kind == "sinusoidal":
             if positions is None:
                 positions = ops.arange(ops.shape(x)[1], dtype="int32")[None, :]
-            added = position_ops.sinusoidal(positions + self.offset, x.shape[-1], base=self.base, interleaved=self.interleaved)
+            added = position_ops.sinusoidal(
+                positions + self.offset, x.shape[-1], base=self.base, interleaved=self.interleaved
+            )
             return x + ops.cast(added, x.dtype)
         self._check_length(x, positions)
         table = ops.convert_to_tensor(self.embeddings)
@@ -106,21 +110,31 @@ class PositionalEncoding(PositionScheme):
             positions = ops.cast(positions, "int32") + self.offset
             rows = ops.take(table, positions, axis=0)
             if backend.NAME == "jax":  # which clamps: make what is out of range visible
-                inside = ops.logical_and(positions >= 0, positions < self.max_length + self.offset)
+                inside = ops.logical_and(positions >= 0, positions < self._rows)
                 rows = ops.where(inside[..., None], rows, np.nan)
         return x + ops.cast(rows, x.dtype)
 
     def _check_length(self, x, positions) -> None:
         length = x.shape[1]
         if positions is None and length is not None and length > self.max_length:
-            raise ValueError(f"The sequence has {length} tokens, the table of learned positions max_length={self.max_length}. Shorten it, or build with a larger max_length.")
+            raise ValueError(
+                f"The sequence has {length} tokens, the table of learned positions max_length={self.max_length}. "
+                "Shorten it, or build with a larger max_length."
+            )
         if positions is None and length is None and backend.NAME == "tensorflow" and not backend.is_symbolic(x):
             import tensorflow as tf
 
-            tf.debugging.assert_less_equal(tf.shape(x)[1], self.max_length, message=f"Sequence longer than the table of learned positions, max_length={self.max_length}.")
+            tf.debugging.assert_less_equal(
+                tf.shape(x)[1],
+                self.max_length,
+                message=f"Sequence longer than the table of learned positions, max_length={self.max_length}.",
+            )
         values = None if positions is None else backend.concrete(positions)
         if values is not None and values.size and (values.max() >= self.max_length or values.min() < 0):
-            raise ValueError(f"positions must be from 0 to {self.max_length - 1}, the table's last; got {values.min()} to {values.max()}.")
+            raise ValueError(
+                f"positions must be from 0 to {self._rows - self.offset - 1}, the table's last; "
+                f"got {values.min()} to {values.max()}."
+            )
 
     def compute_output_spec(self, x, positions=None, padding_mask=None, segment_ids=None):
         if not backend.is_symbolic(positions):

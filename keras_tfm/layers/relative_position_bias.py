@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_tfm.layers.base import check_positive, logical_axes, register
 from keras_tfm.layers.position import PositionScheme
-from keras_tfm.ops import masks, positions as position_ops
+from keras_tfm.ops import masks
+from keras_tfm.ops import positions as position_ops
 
 
 @register
@@ -26,26 +27,37 @@ class RelativePositionBias(PositionScheme):
         embeddings_initializer: Of the table, (num_buckets, heads).
     """
 
-    def __init__(self, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True, embeddings_initializer: Any = "uniform", **kwargs):
+    def __init__(
+        self,
+        num_buckets: int = 32,
+        max_distance: int = 128,
+        bidirectional: bool = True,
+        embeddings_initializer: Any = "uniform",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         check_positive(num_buckets=num_buckets, max_distance=max_distance)
         if num_buckets // (4 if bidirectional else 2) < 1 or max_distance <= num_buckets // (4 if bidirectional else 2):
-            raise ValueError(f"max_distance must exceed the exact buckets; got max_distance={max_distance}, num_buckets={num_buckets}.")
+            raise ValueError(
+                f"max_distance must exceed the exact buckets; got max_distance={max_distance}, num_buckets={num_buckets}."
+            )
         self.num_buckets = num_buckets
         self.max_distance = max_distance
         self.bidirectional = bidirectional
         self.embeddings_initializer = embeddings_initializer
+        self.embeddings: Any = None
 
     def build(self, query_shape, key_shape=None):
-        if self.built:  # shared between blocks
-            return
-        self.embeddings = self.add_weight(name="embeddings", shape=(self.num_buckets, query_shape[2]), initializer=self.embeddings_initializer)
+        self.embeddings = self.add_weight(
+            name="embeddings", shape=(self.num_buckets, query_shape[2]), initializer=self.embeddings_initializer
+        )
         logical_axes(self.embeddings, None, "heads")
-        self.built = True
 
     def check_heads(self, num_heads, head_dim):
-        if self.built and self.embeddings.shape[1] != num_heads:
-            raise ValueError(f"This relative bias has {self.embeddings.shape[1]} heads, the attention layer {num_heads}.")
+        if self.embeddings is not None and self.embeddings.shape[1] != num_heads:
+            raise ValueError(
+                f"This relative bias has {self.embeddings.shape[1]} heads, the attention layer {num_heads}."
+            )
 
     def call(self, query, key, query_positions=None, key_positions=None):
         return self.bias(query, key, query_positions, key_positions)

@@ -58,11 +58,14 @@ class Residual(Layer):
         self.supports_masking = True
         placed = PLACEMENTS[norm_placement]
         self.input_norm, self.residual_norm, self.output_norm = (
-            norms.make(self.norm, **self.sublayer_options(place)) if place in placed else None for place in ("input_norm", "residual_norm", "output_norm")
+            norms.make(self.norm, **self.sublayer_options(place)) if place in placed else None
+            for place in ("input_norm", "residual_norm", "output_norm")
         )
         self.dropout_layer = Dropout(dropout, seed, **self.sublayer_options("dropout"))
         self.drop_path_layer = DropPath(drop_path, seed, **self.sublayer_options("drop_path"))
-        self.layer_scale_layer = None if layer_scale is None else LayerScale(layer_scale, **self.sublayer_options("layer_scale"))
+        self.layer_scale_layer = (
+            None if layer_scale is None else LayerScale(layer_scale, **self.sublayer_options("layer_scale"))
+        )
 
     def build(self, x_shape):
         for layer in (self.input_norm, self.residual_norm, self.output_norm):

@@ -38,7 +38,14 @@ class RotaryEmbedding(PositionScheme):
         (2, 16, 4, 8)
     """
 
-    def __init__(self, base: float = 10_000.0, fraction: float = 1.0, scaling: dict[str, Any] | None = None, interleaved: bool = False, **kwargs):
+    def __init__(
+        self,
+        base: float = 10_000.0,
+        fraction: float = 1.0,
+        scaling: dict[str, Any] | None = None,
+        interleaved: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if not 0.0 < fraction <= 1.0:
             raise ValueError(f"fraction must be above 0 and at most 1; got {fraction}.")
@@ -55,7 +62,10 @@ class RotaryEmbedding(PositionScheme):
         """How many features of a head turn; even."""
         dim = int(head_dim * self.fraction)
         if dim % 2 or dim == 0:
-            raise ValueError(f"Rotary embedding turns pairs: head_dim * fraction must be even and positive; got {head_dim} * {self.fraction} = {dim}.")
+            raise ValueError(
+                "Rotary embedding turns pairs: head_dim * fraction must be even and positive; "
+                f"got {head_dim} * {self.fraction} = {dim}."
+            )
         return dim
 
     def check_heads(self, num_heads, head_dim):
@@ -88,9 +98,13 @@ class RotaryEmbedding(PositionScheme):
     def _frequencies(self, dim: int, length):
         scaling = self.scaling
         if scaling is not None and scaling["kind"] == "dynamic":
-            return position_ops.rope_dynamic_frequencies(dim, self.base, scaling["factor"], scaling["original_max_length"], length)
+            return position_ops.rope_dynamic_frequencies(
+                dim, self.base, scaling["factor"], scaling["original_max_length"], length
+            )
         frequencies = ops.convert_to_tensor(position_ops.rope_frequencies(dim, self.base, scaling), dtype="float32")
         if scaling is not None and scaling["kind"] == "longrope":
-            longer = ops.convert_to_tensor(position_ops.rope_frequencies(dim, self.base, scaling, long=True), dtype="float32")
+            longer = ops.convert_to_tensor(
+                position_ops.rope_frequencies(dim, self.base, scaling, long=True), dtype="float32"
+            )
             frequencies = ops.where(length > scaling["original_max_length"], longer, frequencies)
         return frequencies

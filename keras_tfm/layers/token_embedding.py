@@ -89,4 +89,6 @@ def check_token_ids(token_ids: Any, vocabulary_size: int, name: str = "token_ids
     """Raise ValueError for ids outside [0, vocabulary_size), where their values can be read without cost."""
     values = backend.concrete(token_ids)
     if values is not None and values.size and (values.min() < 0 or values.max() >= vocabulary_size):
-        raise ValueError(f"{name} must be from 0 to {vocabulary_size - 1}, vocabulary_size - 1; got {values.min()} to {values.max()}.")
+        raise ValueError(
+            f"{name} must be from 0 to {vocabulary_size - 1}, vocabulary_size - 1; got {values.min()} to {values.max()}."
+        )

@@ -32,7 +32,9 @@ class TokenTypeEmbedding(Layer):
         self.supports_masking = True
 
     def build(self, x_shape):
-        self.embeddings = self.add_weight(name="embeddings", shape=(self.vocabulary_size, x_shape[-1]), initializer=self.embeddings_initializer)
+        self.embeddings = self.add_weight(
+            name="embeddings", shape=(self.vocabulary_size, x_shape[-1]), initializer=self.embeddings_initializer
+        )
         logical_axes(self.embeddings, None, "embed")
 
     def call(self, x, token_type_ids=None):
@@ -41,7 +43,9 @@ class TokenTypeEmbedding(Layer):
             return x + table[0]
         check_token_ids(token_type_ids, self.vocabulary_size, "token_type_ids")
         # A product with one-hot rows: its gradient is a product too, not a scatter into two rows.
-        return x + ops.matmul(ops.one_hot(ops.cast(token_type_ids, "int32"), self.vocabulary_size, dtype=x.dtype), table)
+        return x + ops.matmul(
+            ops.one_hot(ops.cast(token_type_ids, "int32"), self.vocabulary_size, dtype=x.dtype), table
+        )
 
     def compute_output_spec(self, x, token_type_ids=None):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)

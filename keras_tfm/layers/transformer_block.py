@@ -81,9 +81,22 @@ class TransformerBlock(Layer):
         check_rate(dropout=dropout, attention_dropout=attention_dropout)
         check_choice("parallel", parallel, (False, True, "shared_norm"))
         if parallel and norm_placement != "pre":
-            raise ValueError(f"parallel={parallel!r} adds both branches to one input: norm_placement must be 'pre'; got {norm_placement!r}.")
-        self._check_given("attention", attention, num_key_value_heads=num_key_value_heads, head_dim=head_dim, window=window, position=position, attention_dropout=attention_dropout)
-        self._check_given("feed_forward", feed_forward, gated=gated or None, activation_dropout=activation_dropout or None)
+            raise ValueError(
+                f"parallel={parallel!r} adds both branches to one input: norm_placement must be 'pre'; "
+                f"got {norm_placement!r}."
+            )
+        self._check_given(
+            "attention",
+            attention,
+            num_key_value_heads=num_key_value_heads,
+            head_dim=head_dim,
+            window=window,
+            position=position,
+            attention_dropout=attention_dropout,
+        )
+        self._check_given(
+            "feed_forward", feed_forward, gated=gated or None, activation_dropout=activation_dropout or None
+        )
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.norm = serialize(norm)
@@ -105,7 +118,9 @@ class TransformerBlock(Layer):
         self.seed = seed
         self.supports_masking = True
         self.given(attention=attention, feed_forward=feed_forward)
-        self.attention = self._attention("attention", attention, MultiHeadSelfAttention, causal=self.causal, window=window, position=position)
+        self.attention = self._attention(
+            "attention", attention, MultiHeadSelfAttention, causal=self.causal, window=window, position=position
+        )
         self.feed_forward = self._part(
             "feed_forward",
             feed_forward,
@@ -118,9 +133,13 @@ class TransformerBlock(Layer):
             seed=seed,
         )
         if self.causal and not getattr(self.attention, "causal", True):
-            raise ValueError(f"{type(self).__name__} is causal; its attention says causal=False. An encoder block looks both ways.")
+            raise ValueError(
+                f"{type(self).__name__} is causal; its attention says causal=False. An encoder block looks both ways."
+            )
         self.attention_residual = self._residual("attention_residual", norm_placement)
-        self.feed_forward_residual = self._residual("feed_forward_residual", "none" if parallel == "shared_norm" else norm_placement)
+        self.feed_forward_residual = self._residual(
+            "feed_forward_residual", "none" if parallel == "shared_norm" else norm_placement
+        )
 
     # Parts -----------------------------------------------------------------------------------------------------------
 
@@ -130,7 +149,9 @@ class TransformerBlock(Layer):
         if isinstance(part, keras.layers.Layer):
             clashing = [option for option, value in options.items() if value is not None]
             if clashing:
-                raise ValueError(f"{name} is a layer, which brings its own options; {clashing} would have no effect here.")
+                raise ValueError(
+                    f"{name} is a layer, which brings its own options; {clashing} would have no effect here."
+                )
 
     def _part(self, name: str, given: Any, cls: type, **defaults: Any) -> keras.layers.Layer:
         """A sub-layer: the caller's own, or one made from the block's arguments and the caller's dict of options."""
@@ -144,12 +165,25 @@ class TransformerBlock(Layer):
 
     def _attention(self, name: str, given: Any, cls: type, **defaults: Any) -> keras.layers.Layer:
         dropout = self.dropout if self.attention_dropout is None else self.attention_dropout
-        shared = {"num_heads": self.num_heads, "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim}
-        return self._part(name, given, cls, **shared, use_bias=self.use_bias, dropout=dropout, seed=self.seed, **defaults)
+        shared = {
+            "num_heads": self.num_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+        }
+        return self._part(
+            name, given, cls, **shared, use_bias=self.use_bias, dropout=dropout, seed=self.seed, **defaults
+        )
 
     def _residual(self, name: str, norm_placement: str) -> Residual:
-        options = {"dropout": self.dropout, "drop_path": self.drop_path, "layer_scale": self.layer_scale, "seed": self.seed}
-        return Residual(self.norm, norm_placement, **options, **self.sublayer_options(name))
+        return Residual(
+            self.norm,
+            norm_placement,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            layer_scale=self.layer_scale,
+            seed=self.seed,
+            **self.sublayer_options(name),
+        )
 
     def build(self, x_shape):
         check_hidden("x", x_shape)
@@ -163,15 +197,35 @@ class TransformerBlock(Layer):
         """An empty cache of this block: see `MultiHeadSelfAttention.make_cache`."""
         return {"attention": self.attention.make_cache(batch, capacity, dtype)}
 
-    def call(self, x, padding_mask=None, attention_mask=None, segment_ids=None, positions=None, cache=None, return_scores=False, training=None):
+    def call(
+        self,
+        x,
+        padding_mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        return_scores=False,
+        training=None,
+    ):
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
-        x, attended, cache, scores = self._attend(x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training)
+        x, attended, cache, scores = self._attend(
+            x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training
+        )
         return pack(self._feed_forward(x, attended, training), cache, scores)
 
     def _attend(self, x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training):
         """The self-attention branch. Gives the stream, what the feed-forward branch reads, cache and scores."""
         entered = self.attention_residual.enter(x)
-        options = {name: value for name, value in (("attention_mask", attention_mask), ("segment_ids", segment_ids), ("positions", positions)) if value is not None}
+        options = {
+            name: value
+            for name, value in (
+                ("attention_mask", attention_mask),
+                ("segment_ids", segment_ids),
+                ("positions", positions),
+            )
+            if value is not None
+        }
         if cache is not None:
             options["cache"] = cache["attention"]
         if return_scores:
@@ -181,23 +235,44 @@ class TransformerBlock(Layer):
         branch = result.pop(0)
         cache = {**cache, "attention": result.pop(0)} if cache is not None else None
         scores = result.pop(0) if return_scores else None
-        reads = entered if self.parallel == "shared_norm" else self.feed_forward_residual.enter(x) if self.parallel else None
+        reads = (
+            entered
+            if self.parallel == "shared_norm"
+            else self.feed_forward_residual.enter(x)
+            if self.parallel
+            else None
+        )
         return self.attention_residual.leave(x, branch, training=training), reads, cache, scores
 
     def _feed_forward(self, x, reads, training):
         reads = self.feed_forward_residual.enter(x) if reads is None else reads
         return self.feed_forward_residual.leave(x, self.feed_forward(reads, training=training), training=training)
 
-    def compute_output_spec(self, x, padding_mask=None, attention_mask=None, segment_ids=None, positions=None, cache=None, return_scores=False, training=None):
+    def compute_output_spec(
+        self,
+        x,
+        padding_mask=None,
+        attention_mask=None,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        return_scores=False,
+        training=None,
+    ):
         check_hidden("x", x)
         _, cache, scores = self._attention_specs(x, attention_mask, segment_ids, cache, return_scores)
         return pack(keras.KerasTensor(x.shape, dtype=self.compute_dtype), cache, scores)
 
     def _attention_specs(self, x, attention_mask, segment_ids, cache, return_scores):
         inner = None if cache is None else cache["attention"]
-        result = self.attention.compute_output_spec(x, attention_mask=attention_mask, segment_ids=segment_ids, cache=inner, return_scores=return_scores)
+        result = self.attention.compute_output_spec(
+            x, attention_mask=attention_mask, segment_ids=segment_ids, cache=inner, return_scores=return_scores
+        )
         result = list(result) if isinstance(result, tuple) else [result]
         output = result.pop(0)
         if cache is not None:
-            cache = {**keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache), "attention": result.pop(0)}
+            cache = {
+                **keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache),
+                "attention": result.pop(0),
+            }
         return output, cache, (result.pop(0) if return_scores else None)

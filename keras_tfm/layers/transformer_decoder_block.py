@@ -42,16 +42,27 @@ class TransformerDecoderBlock(TransformerBlock):
 
     causal = True
 
-    def __init__(self, num_heads: int, intermediate_dim: int, cross_attention: Any = False, norm: Any = "layer_norm", norm_placement: str = "pre", dropout: float = 0.0, **kwargs):
+    def __init__(
+        self,
+        num_heads: int,
+        intermediate_dim: int,
+        cross_attention: Any = False,
+        norm: Any = "layer_norm",
+        norm_placement: str = "pre",
+        dropout: float = 0.0,
+        **kwargs,
+    ):
         super().__init__(num_heads, intermediate_dim, norm, norm_placement, dropout, **kwargs)
         if cross_attention and self.parallel:
             raise ValueError("parallel has no place for cross_attention; leave one of them out.")
-        self._given["cross_attention"] = None if isinstance(cross_attention, keras.layers.Layer) else cross_attention
-        if isinstance(cross_attention, keras.layers.Layer):
-            del self._given["cross_attention"]
+        if not isinstance(cross_attention, keras.layers.Layer):
+            self._given["cross_attention"] = cross_attention
         options = None if cross_attention is True else cross_attention
-        self.cross_attention = self._attention("cross_attention", options, MultiHeadCrossAttention) if cross_attention else None
-        self.cross_attention_residual = self._residual("cross_attention_residual", norm_placement) if cross_attention else None
+        self.cross_attention: Any = None
+        self.cross_attention_residual: Any = None
+        if cross_attention:
+            self.cross_attention = self._attention("cross_attention", options, MultiHeadCrossAttention)
+            self.cross_attention_residual = self._residual("cross_attention_residual", norm_placement)
 
     def build(self, x_shape, context_shape=None):
         super().build(x_shape)
@@ -85,7 +96,9 @@ class TransformerDecoderBlock(TransformerBlock):
     ):
         self._check_context(context, cache, context_padding_mask)
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
-        x, reads, cache, scores = self._attend(x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training)
+        x, reads, cache, scores = self._attend(
+            x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training
+        )
         if self.cross_attention is not None:
             result = self.cross_attention(
                 self.cross_attention_residual.enter(x),
@@ -105,9 +118,13 @@ class TransformerDecoderBlock(TransformerBlock):
 
     def _check_context(self, context, cache, context_padding_mask) -> None:
         if self.cross_attention is None and not (context is None and context_padding_mask is None):
-            raise ValueError("This block was built with cross_attention=False: it takes no context. Masks of x are passed by name.")
+            raise ValueError(
+                "This block was built with cross_attention=False: it takes no context. Masks of x are passed by name."
+            )
         if self.cross_attention is not None and context is None and cache is None:
-            raise ValueError("This block attends to a context: pass it as the second argument, or a cache that holds it.")
+            raise ValueError(
+                "This block attends to a context: pass it as the second argument, or a cache that holds it."
+            )
 
     def compute_output_spec(
         self,
@@ -125,7 +142,7 @@ class TransformerDecoderBlock(TransformerBlock):
     ):
         check_hidden("x", x)
         self._check_context(context, cache, context_padding_mask)
-        output, cache, scores = self._attention_specs(x, attention_mask, segment_ids, cache, return_scores)
+        _, cache, scores = self._attention_specs(x, attention_mask, segment_ids, cache, return_scores)
         if return_scores and self.cross_attention is not None:
             inner = None if cache is None else cache["cross_attention"]
             _, cross_scores = self.cross_attention.compute_output_spec(x, context, cache=inner, return_scores=True)

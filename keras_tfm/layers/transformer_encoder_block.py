@@ -8,9 +8,10 @@ from keras_tfm.layers.transformer_block import TransformerBlock
 
 @register
 class TransformerEncoderBlock(TransformerBlock):
-    __doc__ = f"""A transformer encoder block (Vaswani et al. 2017, 3.1): bidirectional self-attention, then feed-forward.
+    """A transformer encoder block (Vaswani et al. 2017, 3.1): attention in both directions, then feed-forward.
 
-    {(TransformerBlock.__doc__ or "").partition(chr(10))[2].strip()}
+    Args:
+        num_heads, intermediate_dim, and all other options: those of `TransformerBlock`.
 
     Call arguments, all optional but the first:
         x: (batch, length, width), float.

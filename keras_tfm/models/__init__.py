@@ -5,4 +5,15 @@ from keras_tfm.models.builders import bert, gpt, transformer
 from keras_tfm.models.classifiers import QuestionAnswerer, TextClassifier, TokenClassifier
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
 
-__all__ = ["Backbone", "CausalLM", "MaskedLM", "QuestionAnswerer", "Seq2SeqLM", "TextClassifier", "TokenClassifier", "bert", "gpt", "transformer"]
+__all__ = [
+    "Backbone",
+    "CausalLM",
+    "MaskedLM",
+    "QuestionAnswerer",
+    "Seq2SeqLM",
+    "TextClassifier",
+    "TokenClassifier",
+    "bert",
+    "gpt",
+    "transformer",
+]

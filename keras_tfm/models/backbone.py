@@ -57,13 +57,24 @@ class Backbone(Pretrained, NamedInputsModel):
             decoder_embedding_norm, decoder_blocks, decoder_final_norm.
     """
 
-    def __init__(self, config: TransformerConfig | dict[str, Any], *, name: str | None = None, trainable: bool = True, dtype: Any = None):
+    def __init__(
+        self,
+        config: TransformerConfig | dict[str, Any],
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = None,
+    ):
         if isinstance(config, dict):
             config = TransformerConfig.from_dict(config)
         self.config = config
         self.vocabulary_size = config.vocabulary_size
         main = Stack(config, decoder=config.kind == "decoder", dtype=dtype)
-        decoder = Stack(config, decoder=True, cross_attention=True, prefix="decoder_", dtype=dtype) if config.kind == "encoder_decoder" else None
+        decoder = (
+            Stack(config, decoder=True, cross_attention=True, prefix="decoder_", dtype=dtype)
+            if config.kind == "encoder_decoder"
+            else None
+        )
         initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
         token_embedding = TokenEmbedding(
             config.vocabulary_size,
@@ -78,14 +89,23 @@ class Backbone(Pretrained, NamedInputsModel):
         parts: dict[str, Any] = {"token_embedding": token_embedding, "pooler": None, **main.parts()}
         if config.pooler:
             parts["_first_token"] = Pooling("first", name="first_token", dtype=dtype)
-            parts["pooler"] = keras.layers.Dense(config.hidden_dim, activation="tanh", kernel_initializer=clone_initializer(initializer), name="pooler", dtype=dtype)
+            parts["pooler"] = keras.layers.Dense(
+                config.hidden_dim,
+                activation="tanh",
+                kernel_initializer=clone_initializer(initializer),
+                name="pooler",
+                dtype=dtype,
+            )
         if decoder is not None:
             parts |= {f"decoder_{part}": layer for part, layer in decoder.parts().items()}
-        self._main, self._decoder = main, decoder
+        self._main: Stack = main
+        self._decoder: Any = decoder
         names = list(NAMES[config.kind])
         if config.token_type_vocabulary_size:
             names.insert(2, "token_type_ids")
-        super().__init__(names, 1 if decoder is None else 2, parts, name=name or "backbone", trainable=trainable, dtype=dtype)
+        super().__init__(
+            names, 1 if decoder is None else 2, parts, name=name or "backbone", trainable=trainable, dtype=dtype
+        )
         if self.pooler is not None:
             logical_axes(self.pooler._kernel, "embed", "mlp")
             logical_axes(self.pooler.bias, "mlp")
@@ -95,7 +115,14 @@ class Backbone(Pretrained, NamedInputsModel):
     def compute(self, inputs, training=None):
         return self._run(inputs, training=training)[0]
 
-    def _run(self, inputs: dict[str, Any], *, cache: list | None = None, return_scores: bool = False, training: bool | None = None):
+    def _run(
+        self,
+        inputs: dict[str, Any],
+        *,
+        cache: list | None = None,
+        return_scores: bool = False,
+        training: bool | None = None,
+    ):
         if self._decoder is not None:
             encoded, encoder_scores = self._encode(inputs, return_scores, training)
             hidden, cache, scores = self._decode(inputs, encoded, cache, return_scores, training)
@@ -123,7 +150,9 @@ class Backbone(Pretrained, NamedInputsModel):
     def _encode(self, inputs, return_scores=False, training=None):
         names = ("padding_mask", "segment_ids", "positions")
         options = {name: inputs[name] for name in names}
-        hidden, _, scores = self._main.run(self.token_embedding(inputs["token_ids"]), return_scores=return_scores, training=training, **options)
+        hidden, _, scores = self._main.run(
+            self.token_embedding(inputs["token_ids"]), return_scores=return_scores, training=training, **options
+        )
         return hidden, scores
 
     def _decode(self, inputs, encoded, cache=None, return_scores=False, training=None):
@@ -174,7 +203,12 @@ class Backbone(Pretrained, NamedInputsModel):
         return hidden, cache
 
     def get_config(self) -> dict[str, Any]:
-        return {"config": self.config.to_dict(), "name": self.name, "trainable": self.trainable, "dtype": self.serialized_dtype()}
+        return {
+            "config": self.config.to_dict(),
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": self.serialized_dtype(),
+        }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

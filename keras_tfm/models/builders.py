@@ -30,7 +30,14 @@ BERT_OPTIONS: dict[str, Any] = dict(
     pooler=True,
 )
 BERT_SIZES = _sizes(
-    {"tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12), "large": (24, 1024, 16)}
+    {
+        "tiny": (2, 128, 2),
+        "mini": (4, 256, 4),
+        "small": (4, 512, 8),
+        "medium": (8, 512, 8),
+        "base": (12, 768, 12),
+        "large": (24, 1024, 16),
+    }
 )
 
 # Radford et al. 2019, table 2.
@@ -60,7 +67,9 @@ TRANSFORMER_SIZES = {
 }
 
 
-def _build(family: str, size: Any, options: dict[str, Any], sizes: dict[str, dict[str, Any]], given: dict[str, Any]) -> Backbone:
+def _build(
+    family: str, size: Any, options: dict[str, Any], sizes: dict[str, dict[str, Any]], given: dict[str, Any]
+) -> Backbone:
     model = {key: given.pop(key) for key in ("name", "dtype", "trainable") if key in given}
     model = {"name": f"{family}_backbone", **model}
     if isinstance(size, TransformerConfig):

@@ -48,7 +48,17 @@ class TextClassifier(Task):
 
     kinds = ("encoder", "decoder")
 
-    def __init__(self, backbone: Backbone, num_classes: int = 2, *, labels: list[str] | None = None, pooling: str | None = None, dropout: float | None = None, tokenizer: Any = None, **kwargs):
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int = 2,
+        *,
+        labels: list[str] | None = None,
+        pooling: str | None = None,
+        dropout: float | None = None,
+        tokenizer: Any = None,
+        **kwargs,
+    ):
         check_positive(num_classes=num_classes)
         if labels is not None and len(labels) != num_classes:
             raise ValueError(f"labels names {len(labels)} classes; num_classes is {num_classes}.")
@@ -68,7 +78,11 @@ class TextClassifier(Task):
         return {"pool": pool, "head": _head(backbone, self.num_classes, self.dropout, dtype)}
 
     def _apply_head(self, hidden, inputs, training):
-        pooled = hidden["pooled_output"] if self.pool is None else self.pool(sequence_output(hidden), padding_mask=inputs["padding_mask"])
+        pooled = (
+            hidden["pooled_output"]
+            if self.pool is None
+            else self.pool(sequence_output(hidden), padding_mask=inputs["padding_mask"])
+        )
         return self.head(pooled, training=training)
 
     def _default_loss(self):
@@ -83,21 +97,33 @@ class TextClassifier(Task):
         labels = np.asarray(labels)
         if labels.dtype.kind in "UO":
             if self.labels is None:
-                raise ValueError(f"Labels are names ({labels.flat[0]!r}, …): tell the model theirs, TextClassifier(..., labels=[...]), or give integers.")
+                raise ValueError(
+                    f"Labels are names ({labels.flat[0]!r}, …): tell the model theirs, TextClassifier(..., labels=[...]), "
+                    "or give integers."
+                )
             index = {name: i for i, name in enumerate(self.labels)}
             unknown = sorted({str(name) for name in labels} - set(index))
             if unknown:
                 raise ValueError(f"Labels {unknown[:5]} are not among the model's, {self.labels}.")
             return np.array([index[str(name)] for name in labels], np.int32)
-        if labels.dtype.kind in "iub" and labels.size and not (-1 <= labels.min() and labels.max() < self.num_classes):
-            raise ValueError(f"Labels must be from 0 to {self.num_classes - 1} (num_classes={self.num_classes}); got {labels.min()} to {labels.max()}.")
+        if labels.dtype.kind in "iub" and labels.size and not (labels.min() >= -1 and labels.max() < self.num_classes):
+            raise ValueError(
+                f"Labels must be from 0 to {self.num_classes - 1} (num_classes={self.num_classes}); "
+                f"got {labels.min()} to {labels.max()}."
+            )
         return labels
 
     def _array_labels(self, x, y):
         return self._check_labels(y) if isinstance(y, (list, np.ndarray)) and np.ndim(y) == 1 else y
 
     def get_config(self):
-        return {**super().get_config(), "num_classes": self.num_classes, "labels": self.labels, "pooling": self.pooling, "dropout": self.dropout}
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "labels": self.labels,
+            "pooling": self.pooling,
+            "dropout": self.dropout,
+        }
 
 
 @register
@@ -116,7 +142,9 @@ class TokenClassifier(Task):
 
     kinds = ("encoder", "decoder")
 
-    def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float | None = None, tokenizer: Any = None, **kwargs):
+    def __init__(
+        self, backbone: Backbone, num_classes: int, *, dropout: float | None = None, tokenizer: Any = None, **kwargs
+    ):
         check_positive(num_classes=num_classes)
         self.num_classes = num_classes
         self.dropout = backbone.config.dropout if dropout is None else dropout
@@ -183,7 +211,9 @@ class SpanLogits(keras.layers.Layer):
         start, end = x[..., 0], x[..., 1]
         if padding_mask is None:
             return start, end
-        return tuple(ops.where(ops.cast(padding_mask, "bool"), logits, ops.cast(-1e9, logits.dtype)) for logits in (start, end))
+        return tuple(
+            ops.where(ops.cast(padding_mask, "bool"), logits, ops.cast(-1e9, logits.dtype)) for logits in (start, end)
+        )
 
     def compute_output_spec(self, x, padding_mask=None):
         return tuple(keras.KerasTensor(x.shape[:2], dtype=self.compute_dtype) for _ in range(2))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
@@ -43,7 +41,11 @@ class MaskedLM(LanguageModel):
     def _head_parts(self, backbone, dtype):
         config = backbone.config
         initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-        return {"head": MaskedLMHead(config.vocabulary_size, config.activation, config.norm, initializer, name="head", dtype=dtype)}
+        return {
+            "head": MaskedLMHead(
+                config.vocabulary_size, config.activation, config.norm, initializer, name="head", dtype=dtype
+            )
+        }
 
     def _apply_head(self, hidden, inputs, training):
         return self.head(hidden["sequence_output"], token_embedding=self.backbone.token_embedding)
@@ -85,7 +87,9 @@ class CausalLM(LanguageModel):
         return shifted_labels(x) if isinstance(x, np.ndarray) else None
 
 
-def shifted_labels(token_ids: np.ndarray, padding_mask: np.ndarray | None = None, segment_ids: np.ndarray | None = None) -> np.ndarray:
+def shifted_labels(
+    token_ids: np.ndarray, padding_mask: np.ndarray | None = None, segment_ids: np.ndarray | None = None
+) -> np.ndarray:
     """Each token's successor as its label, (batch, length) int32; -100 for the last, for padding, and across segments."""
     labels = np.full(token_ids.shape, IGNORED, np.int32)
     labels[:, :-1] = token_ids[:, 1:]

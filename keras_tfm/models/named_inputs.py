@@ -42,7 +42,14 @@ class NamedInputsModel(keras.Model):
     vocabulary_size: int | None = None
 
     def __init__(
-        self, names: list[str], required: int, parts: dict[str, Any], *, name: str | None = None, trainable: bool = True, dtype: Any = None
+        self,
+        names: list[str],
+        required: int,
+        parts: dict[str, Any],
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = None,
     ):
         # `compute` needs the parts to make the graph that Keras's constructor takes, and Keras tracks attributes only
         # after its constructor: so they are plain attributes first.
@@ -105,7 +112,11 @@ class NamedInputsModel(keras.Model):
             value = ops.cast(ops.convert_to_tensor(value), dtype)
         rank = len(value.shape)
         if rank != len(shape) + 1 and not (key == "attention_mask" and rank == 4):
-            expected = "(batch, queries, keys) or (batch, heads, queries, keys)" if key == "attention_mask" else "(batch, length)"
+            expected = (
+                "(batch, queries, keys) or (batch, heads, queries, keys)"
+                if key == "attention_mask"
+                else "(batch, length)"
+            )
             raise ValueError(f"{key} must be {expected}; got shape {tuple(value.shape)}.")
         return value
 

@@ -7,7 +7,13 @@ from typing import Any
 import keras
 
 from keras_tfm.config import TransformerConfig
-from keras_tfm.layers import Dropout, PositionScheme, TokenTypeEmbedding, TransformerDecoderBlock, TransformerEncoderBlock
+from keras_tfm.layers import (
+    Dropout,
+    PositionScheme,
+    TokenTypeEmbedding,
+    TransformerDecoderBlock,
+    TransformerEncoderBlock,
+)
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers import position as positions_
 from keras_tfm.ops import kv_cache
@@ -24,14 +30,27 @@ class Stack:
         dtype: Policy of the layers.
     """
 
-    def __init__(self, config: TransformerConfig, *, decoder: bool, cross_attention: bool = False, prefix: str = "", dtype: Any = None):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        decoder: bool,
+        cross_attention: bool = False,
+        prefix: str = "",
+        dtype: Any = None,
+    ):
         self.decoder = decoder
         options: dict[str, Any] = {"dtype": dtype}
         initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
         position, in_blocks = config.position, None
         if config.position_kind == "learned":
             extra = {} if isinstance(position, str) else {k: v for k, v in position.items() if k != "kind"}
-            position = {"kind": "learned", "max_length": config.max_sequence_length, "embeddings_initializer": initializer, **extra}
+            position = {
+                "kind": "learned",
+                "max_length": config.max_sequence_length,
+                "embeddings_initializer": initializer,
+                **extra,
+            }
         if config.position_kind == "relative":  # one table for the whole stack, as in T5
             given = {} if isinstance(position, str) else dict(position)
             defaults = {"kind": "relative", "bidirectional": not decoder, "embeddings_initializer": initializer}
@@ -44,8 +63,12 @@ class Stack:
         self.position_embedding = scheme
         self.token_type_embedding = None
         if config.token_type_vocabulary_size and not decoder:
-            self.token_type_embedding = TokenTypeEmbedding(config.token_type_vocabulary_size, initializer, name=f"{prefix}token_type_embedding", **options)
-        self.embedding_norm = norms.make(config.norm, name=f"{prefix}embedding_norm", **options) if config.embedding_norm else None
+            self.token_type_embedding = TokenTypeEmbedding(
+                config.token_type_vocabulary_size, initializer, name=f"{prefix}token_type_embedding", **options
+            )
+        self.embedding_norm = (
+            norms.make(config.norm, name=f"{prefix}embedding_norm", **options) if config.embedding_norm else None
+        )
         self.embedding_dropout = Dropout(config.dropout, name=f"{prefix}embedding_dropout", **options)
         block = TransformerDecoderBlock if decoder else TransformerEncoderBlock
         count = (config.num_decoder_layers or config.num_layers) if cross_attention else config.num_layers
@@ -77,7 +100,9 @@ class Stack:
             )
             for index in range(count)
         ]
-        self.final_norm = norms.make(config.norm, name=f"{prefix}final_norm", **options) if config.has_final_norm else None
+        self.final_norm = (
+            norms.make(config.norm, name=f"{prefix}final_norm", **options) if config.has_final_norm else None
+        )
 
     def parts(self) -> dict[str, Any]:
         """The layers by the attribute names that a backbone gives them."""
@@ -110,9 +135,18 @@ class Stack:
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.embedding_dropout(x, training=training)
-        options: dict[str, Any] = {"padding_mask": padding_mask, "attention_mask": attention_mask, "segment_ids": segment_ids, "positions": positions}
+        options: dict[str, Any] = {
+            "padding_mask": padding_mask,
+            "attention_mask": attention_mask,
+            "segment_ids": segment_ids,
+            "positions": positions,
+        }
         if context is not None or context_padding_mask is not None:
-            options |= {"context": context, "context_padding_mask": context_padding_mask, "context_segment_ids": context_segment_ids}
+            options |= {
+                "context": context,
+                "context_padding_mask": context_padding_mask,
+                "context_segment_ids": context_segment_ids,
+            }
         updated: list = []
         scores: list = []
         for index, block in enumerate(self.blocks):

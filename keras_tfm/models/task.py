@@ -24,7 +24,9 @@ def is_text(x: Any) -> bool:
     if not isinstance(x, (list, tuple)) or len(x) == 0:
         return hasattr(x, "to_numpy") and is_text(x.to_numpy())
     first = x[0]
-    return isinstance(first, str) or (isinstance(first, (tuple, list)) and len(first) == 2 and all(isinstance(part, str) for part in first))
+    return isinstance(first, str) or (
+        isinstance(first, (tuple, list)) and len(first) == 2 and all(isinstance(part, str) for part in first)
+    )
 
 
 class Task(Pretrained, NamedInputsModel):
@@ -38,18 +40,34 @@ class Task(Pretrained, NamedInputsModel):
 
     kinds: tuple[str, ...] = ("encoder", "decoder", "encoder_decoder")
 
-    def __init__(self, backbone: Backbone, *, tokenizer: Tokenizer | None = None, name: str | None = None, trainable: bool = True, dtype: Any = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        tokenizer: Tokenizer | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = None,
+    ):
         if not isinstance(backbone, Backbone):
             raise ValueError(f"backbone must be a keras_tfm Backbone; got {type(backbone).__name__}.")
         if backbone.config.kind not in self.kinds:
-            raise ValueError(f"{type(self).__name__} goes on a backbone of kind {' or '.join(map(repr, self.kinds))}; this one is {backbone.config.kind!r}.")
+            raise ValueError(
+                f"{type(self).__name__} goes on a backbone of kind {' or '.join(map(repr, self.kinds))}; "
+                f"this one is {backbone.config.kind!r}."
+            )
         if tokenizer is not None and tokenizer.vocabulary_size > backbone.config.vocabulary_size:
-            raise ValueError(f"The tokenizer has {tokenizer.vocabulary_size} tokens, the backbone's vocabulary_size is {backbone.config.vocabulary_size}.")
+            raise ValueError(
+                f"The tokenizer has {tokenizer.vocabulary_size} tokens, "
+                f"the backbone's vocabulary_size is {backbone.config.vocabulary_size}."
+            )
         dtype = backbone.dtype_policy if dtype is None else dtype
         self.vocabulary_size = backbone.config.vocabulary_size
         self.tokenizer = tokenizer
         parts = {"backbone": backbone, **self._head_parts(backbone, dtype)}
-        super().__init__(list(backbone._input_keys), len(backbone._required_keys), parts, name=name, trainable=trainable, dtype=dtype)
+        super().__init__(
+            list(backbone._input_keys), len(backbone._required_keys), parts, name=name, trainable=trainable, dtype=dtype
+        )
 
     def _head_parts(self, backbone: Backbone, dtype: Any) -> dict[str, Any]:
         """The layers of the head, by attribute name."""
@@ -99,7 +117,18 @@ class Task(Pretrained, NamedInputsModel):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *, batch_size: int | None = None, validation_data=None, validation_split: float = 0.0, shuffle: bool = True, sample_weight=None, **options):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        *,
+        batch_size: int | None = None,
+        validation_data=None,
+        validation_split: float = 0.0,
+        shuffle: bool = True,
+        sample_weight=None,
+        **options,
+    ):
         """As `keras.Model.fit`; also on raw strings, which are tokenized and batched by length. Compiles if need be."""
         if not self.compiled:
             self.compile()
@@ -110,7 +139,11 @@ class Task(Pretrained, NamedInputsModel):
                 validation_data = (x[cut:], None if y is None else np.asarray(y)[cut:])
                 x, y = x[:cut], None if y is None else np.asarray(y)[:cut]
                 sample_weight = None if sample_weight is None else np.asarray(sample_weight)[:cut]
-            x, y, sample_weight = self.dataset(x, y, batch_size=batch_size or 32, shuffle=shuffle, sample_weight=sample_weight), None, None
+            x, y, sample_weight = (
+                self.dataset(x, y, batch_size=batch_size or 32, shuffle=shuffle, sample_weight=sample_weight),
+                None,
+                None,
+            )
             options["batch_size"], validation_split = None, 0.0
         else:
             options["batch_size"] = batch_size
@@ -119,15 +152,31 @@ class Task(Pretrained, NamedInputsModel):
         if isinstance(validation_data, (tuple, list)) and is_text(validation_data[0]):
             validation_data = self.dataset(*validation_data[:2], batch_size=batch_size or 32)
         elif isinstance(validation_data, (tuple, list)):
-            validation_data = (validation_data[0], self._array_labels(validation_data[0], validation_data[1]), *validation_data[2:])
-        return super().fit(x=x, y=y, validation_data=validation_data, validation_split=validation_split, sample_weight=sample_weight, **options)
+            validation_data = (
+                validation_data[0],
+                self._array_labels(validation_data[0], validation_data[1]),
+                *validation_data[2:],
+            )
+        return super().fit(
+            x=x,
+            y=y,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            sample_weight=sample_weight,
+            **options,
+        )
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **options):
         """As `keras.Model.evaluate`; also on raw strings."""
         if not self.compiled:
             self.compile()
         if is_text(x):
-            x, y, batch_size, sample_weight = self.dataset(x, y, batch_size=batch_size or 32, sample_weight=sample_weight), None, None, None
+            x, y, batch_size, sample_weight = (
+                self.dataset(x, y, batch_size=batch_size or 32, sample_weight=sample_weight),
+                None,
+                None,
+                None,
+            )
         else:
             y = self._array_labels(x, y)
         return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
@@ -144,7 +193,17 @@ class Task(Pretrained, NamedInputsModel):
         back = np.argsort(data.batches.order)
         return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
 
-    def dataset(self, texts, labels=None, *, batch_size: int = 32, shuffle: bool = False, max_length: int | None = None, sample_weight=None, seed: int = 0) -> TextDataset:
+    def dataset(
+        self,
+        texts,
+        labels=None,
+        *,
+        batch_size: int = 32,
+        shuffle: bool = False,
+        max_length: int | None = None,
+        sample_weight=None,
+        seed: int = 0,
+    ) -> TextDataset:
         """Raw strings as a Keras dataset for `fit`, `evaluate` and `predict`: tokenized, grouped by length, shuffled.
 
         Args:
@@ -157,18 +216,29 @@ class Task(Pretrained, NamedInputsModel):
             seed: Of the shuffling.
         """
         tokenizer = self._require_tokenizer()
-        limits = [n for n in (max_length, tokenizer.max_length, self.backbone.config.max_sequence_length) if n is not None]
+        limits = [
+            n for n in (max_length, tokenizer.max_length, self.backbone.config.max_sequence_length) if n is not None
+        ]
         # A compiled step is compiled once a shape: XLA gets few of them, the others the exact length.
         multiple = 16 if backend.NAME == "jax" or getattr(self, "jit_compile", False) else 1
         batches = TextBatches(
-            list(texts), tokenizer, batch_size, max_length=min(limits, default=None), shuffle=shuffle, length_multiple=multiple, seed=seed
+            list(texts),
+            tokenizer,
+            batch_size,
+            max_length=min(limits, default=None),
+            shuffle=shuffle,
+            length_multiple=multiple,
+            seed=seed,
         )
         labels = self._check_labels(labels)
         return TextDataset(batches, self._input_keys, labels, sample_weight, self._text_labels)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise ValueError(f"{self.name} has no tokenizer, so it takes token ids, not strings. Give it one: {type(self).__name__}(..., tokenizer=...).")
+            raise ValueError(
+                f"{self.name} has no tokenizer, so it takes token ids, not strings. Give it one: "
+                f"{type(self).__name__}(..., tokenizer=...)."
+            )
         return self.tokenizer
 
     def _check_labels(self, labels: Any) -> Any:
@@ -207,5 +277,7 @@ def _join(parts: tuple[np.ndarray, ...]) -> np.ndarray:
     """Batches one after another, padded on axis 1 where lengths differ."""
     if parts[0].ndim > 1 and len({part.shape[1] for part in parts}) > 1:
         longest = max(part.shape[1] for part in parts)
-        parts = tuple(np.pad(part, [(0, 0), (0, longest - part.shape[1])] + [(0, 0)] * (part.ndim - 2)) for part in parts)
+        parts = tuple(
+            np.pad(part, [(0, 0), (0, longest - part.shape[1])] + [(0, 0)] * (part.ndim - 2)) for part in parts
+        )
     return np.concatenate(parts)

@@ -22,7 +22,14 @@ class TextDataset(keras.utils.PyDataset):
         label_batch: Given the batch and its labels, what the loss takes; by default the labels.
     """
 
-    def __init__(self, batches: TextBatches, inputs: tuple[str, ...], labels: Any = None, sample_weight: Any = None, label_batch: Callable | None = None):
+    def __init__(
+        self,
+        batches: TextBatches,
+        inputs: tuple[str, ...],
+        labels: Any = None,
+        sample_weight: Any = None,
+        label_batch: Callable | None = None,
+    ):
         super().__init__()
         self.batches = batches
         self.inputs = inputs

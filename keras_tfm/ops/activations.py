@@ -39,7 +39,20 @@ _OURS: dict[str, Callable[[Tensor], Tensor]] = {
     "squared_relu": squared_relu,
     "relu2": squared_relu,
 }
-_KERAS = ("relu", "relu6", "silu", "swish", "tanh", "sigmoid", "elu", "selu", "softplus", "mish", "linear", "leaky_relu")
+_KERAS = (
+    "relu",
+    "relu6",
+    "silu",
+    "swish",
+    "tanh",
+    "sigmoid",
+    "elu",
+    "selu",
+    "softplus",
+    "mish",
+    "linear",
+    "leaky_relu",
+)
 
 
 def get(activation: str | Callable | None) -> Callable[[Tensor], Tensor]:

@@ -111,8 +111,10 @@ def _check(request: Request) -> None:
         raise ValueError(f"query and key must share head_dim; got {query[3]} and {key[3]}.")
     if key[1:3] != value[1:3]:
         raise ValueError(f"key and value must agree in length and heads; got shapes {key} and {value}.")
-    if query[2] % key[2]:
-        raise ValueError(f"key/value heads must divide query heads; got {key[2]} key/value heads for {query[2]} query heads.")
+    if request.num_heads % request.num_key_value_heads:
+        raise ValueError(
+            f"key/value heads must divide query heads; got {key[2]} key/value heads for {query[2]} query heads."
+        )
     if request.window is not None and request.window < 1:
         raise ValueError(f"window must be at least 1; got {request.window}.")
     if request.softcap is not None and request.softcap <= 0:
@@ -138,7 +140,10 @@ def _check_mask(name: str, mask: Tensor | None, expected: list[tuple[int | None,
     if mask is None:
         return
     if boolean and "float" in str(mask.dtype):
-        raise ValueError(f"{name} must be boolean or 0/1 integers, true = may be attended; got dtype {mask.dtype}. Scores to add go in bias.")
+        raise ValueError(
+            f"{name} must be boolean or 0/1 integers, true = may be attended; got dtype {mask.dtype}. "
+            "Scores to add go in bias."
+        )
     shape = static_shape(mask)
     for wanted in expected:
         if len(shape) == len(wanted) and all(s in (w, 1) or None in (s, w) for s, w in zip(shape, wanted, strict=True)):

@@ -56,7 +56,9 @@ def concrete(x: Tensor) -> np.ndarray | None:
         return np.asarray(x) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) else None
     import torch
 
-    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    plain = (
+        type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    )
     return x.detach().numpy() if plain else None
 
 

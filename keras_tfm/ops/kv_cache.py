@@ -41,7 +41,9 @@ def next_positions(cache: Cache, padding_mask: Tensor | None, queries: int | Ten
     return ops.maximum(cache["length"][:, None] + ranks, 0)
 
 
-def update(cache: Cache, key: Tensor, value: Tensor, positions: Tensor, padding_mask: Tensor | None, *, ring: bool) -> tuple[Cache, Tensor, Tensor, Tensor]:
+def update(
+    cache: Cache, key: Tensor, value: Tensor, positions: Tensor, padding_mask: Tensor | None, *, ring: bool
+) -> tuple[Cache, Tensor, Tensor, Tensor]:
     """Append a chunk of tokens to each row and say what the chunk's queries should attend to.
 
     Args:
@@ -80,8 +82,14 @@ def update(cache: Cache, key: Tensor, value: Tensor, positions: Tensor, padding_
             "length": cache["length"] + count,
         }
         return kept, key, value, positions
-    if padding_mask is not None and chunk != 1:  # real tokens first, in order; what follows them is overwritten next time
-        order = ops.argsort(ops.cast(ops.logical_not(padding_mask), "int32") * ops.shape(key)[1] + ops.arange(ops.shape(key)[1], dtype="int32"), axis=1)
+    if (
+        padding_mask is not None and chunk != 1
+    ):  # real tokens first, in order; what follows them is overwritten next time
+        order = ops.argsort(
+            ops.cast(ops.logical_not(padding_mask), "int32") * ops.shape(key)[1]
+            + ops.arange(ops.shape(key)[1], dtype="int32"),
+            axis=1,
+        )
         key, value = (ops.take_along_axis(x, order[:, :, None, None], axis=1) for x in (key, value))
         positions = ops.take_along_axis(positions, order, axis=1)
     slots = cache["length"][:, None] + ops.arange(ops.shape(key)[1], dtype="int32")[None, :]  # (batch, chunk)

@@ -29,7 +29,9 @@ def token_crossentropy(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     elif NAME == "torch":
         import torch
 
-        flat = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), safe.reshape(-1).long(), reduction="none")
+        flat = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), safe.reshape(-1).long(), reduction="none"
+        )
         losses = flat.reshape(safe.shape)
     else:
         import jax

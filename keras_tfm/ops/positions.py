@@ -57,8 +57,11 @@ def default(length: int | Tensor, padding_mask: Tensor | None, segment_ids: Tens
         count = ops.maximum(ops.cumsum(ops.cast(padding_mask, "int32"), axis=1) - 1, 0)
     if segment_ids is None:
         return count
-    # The count at which a token's segment began: that at the latest change of ids, a running maximum, for counts never fall.
-    begins = ops.concatenate([ops.ones_like(segment_ids[:, :1], dtype="bool"), ops.not_equal(segment_ids[:, 1:], segment_ids[:, :-1])], axis=1)
+    # The count at which a token's segment began is that at the latest change of ids: a running maximum.
+    begins = ops.concatenate(
+        [ops.ones_like(segment_ids[:, :1], dtype="bool"), ops.not_equal(segment_ids[:, 1:], segment_ids[:, :-1])],
+        axis=1,
+    )
     start = running_maximum(ops.where(begins, count, 0))
     return count - start
 
@@ -82,7 +85,16 @@ ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
     # kind: the options it takes; those without a default in `_SCALING_DEFAULTS` are required
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_length"),
-    "yarn": ("factor", "original_max_length", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+    "yarn": (
+        "factor",
+        "original_max_length",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
     "llama3": ("factor", "original_max_length", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor", "original_max_length", "factor", "attention_factor"),
 }
@@ -109,10 +121,14 @@ def check_rope_scaling(scaling: Mapping[str, Any] | None, dim: int | None = None
     if dim is not None and kind == "longrope":
         for name in ("short_factor", "long_factor"):
             if len(scaling[name]) != dim // 2:
-                raise ValueError(f"Rotary scaling {name} needs {dim // 2} numbers, half the rotated width; got {len(scaling[name])}.")
+                raise ValueError(
+                    f"Rotary scaling {name} needs {dim // 2} numbers, half the rotated width; got {len(scaling[name])}."
+                )
 
 
-def rope_frequencies(dim: int, base: float = 10_000.0, scaling: Mapping[str, Any] | None = None, *, long: bool = False) -> np.ndarray:
+def rope_frequencies(
+    dim: int, base: float = 10_000.0, scaling: Mapping[str, Any] | None = None, *, long: bool = False
+) -> np.ndarray:
     """Inverse frequencies of rotary embedding, (dim / 2,) float64: base^(-2i/dim), then scaled for longer contexts.
 
     Kinds: "linear" (Chen et al. 2023), "yarn" (Peng et al. 2023, eq. 17 to 23), "llama3" (Llama 3.1's frequency bands),

@@ -26,7 +26,9 @@ def attend(request: Request) -> tuple[Tensor, Tensor]:
     wide = "float64" if str(dtype).endswith("float64") else "float32"
 
     # The scale goes to the smaller factor: queries have head_dim columns, logits have `keys`.
-    query = ops.transpose(request.query * ops.cast(request.scale, dtype), (0, 2, 1, 3))  # (batch, heads, queries, head_dim)
+    query = ops.transpose(
+        request.query * ops.cast(request.scale, dtype), (0, 2, 1, 3)
+    )  # (batch, heads, queries, head_dim)
     query = ops.reshape(query, (batch, kv_heads, groups * queries, head_dim)) if groups > 1 else query
     key = ops.transpose(request.key, (0, 2, 3, 1))  # (batch, kv_heads, head_dim, keys)
     value = ops.transpose(request.value, (0, 2, 1, 3))  # (batch, kv_heads, keys, head_dim)
@@ -41,7 +43,9 @@ def attend(request: Request) -> tuple[Tensor, Tensor]:
     if mask is not None:
         logits = logits + ops.where(mask, ops.cast(0.0, wide), ops.cast(-1e30, wide))
     if request.sinks is not None:
-        sink = ops.broadcast_to(ops.reshape(ops.cast(request.sinks, wide), (1, heads, 1, 1)), (batch, heads, queries, 1))
+        sink = ops.broadcast_to(
+            ops.reshape(ops.cast(request.sinks, wide), (1, heads, 1, 1)), (batch, heads, queries, 1)
+        )
         weights = ops.softmax(ops.concatenate([logits, sink], axis=-1), axis=-1)[..., :-1]
     else:
         weights = ops.softmax(logits, axis=-1)

@@ -30,7 +30,11 @@ def refuses(request: Request) -> str | None:
 
 def _causal_in_words(request: Request, mask: Tensor | None) -> bool:
     """torch takes either `is_causal` or a mask; JAX takes both, and a window too."""
-    return request.causal and request.aligned and (NAME == "jax" or (mask is None and request.window is None and request.bias is None))
+    return (
+        request.causal
+        and request.aligned
+        and (NAME == "jax" or (mask is None and request.window is None and request.bias is None))
+    )
 
 
 def attend(request: Request) -> tuple[Tensor, None]:

@@ -40,10 +40,12 @@ class Request:
 
     @property
     def num_heads(self) -> int:
+        """Query heads."""
         return self.query.shape[2]
 
     @property
     def num_key_value_heads(self) -> int:
+        """Key/value heads."""
         return self.key.shape[2]
 
     @property
@@ -88,5 +90,8 @@ class Request:
     def may_have_empty_rows(self) -> bool:
         """Whether some query might be allowed no key at all. Structure alone never does that: a query sees itself."""
         return not (
-            self.padding_mask is None and self.attention_mask is None and self.query_segment_ids is None and self.key_positions is None
+            self.padding_mask is None
+            and self.attention_mask is None
+            and self.query_segment_ids is None
+            and self.key_positions is None
         )

@@ -1,0 +1,1 @@
+"""Benchmarks against peers, alternating in one process. Run `python -m benchmarks.training`."""

@@ -1,0 +1,82 @@
+"""Timing that survives a noisy machine: alternate single steps, quote medians of ratios, keep floors beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(steps: dict[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Seconds of each step in each round; every round runs every step once, in turn, so that all meet the same noise."""
+    for _ in range(warmup):
+        for step in steps.values():
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for index in range(rounds):
+        for name in names if index % 2 == 0 else reversed(names):  # no one always runs behind the same neighbour
+            start = time.perf_counter()
+            steps[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: dict[str, list[float]], of: str, to: str) -> float:
+    """The median over rounds of how many times longer `of` takes than `to`."""
+    return statistics.median(a / b for a, b in zip(times[of], times[to], strict=True))
+
+
+def matrix_rate(seconds: float = 1.0, size: int = 1024) -> float:
+    """Floating-point operations a second of a large float32 product on this machine's CPU (NumPy's BLAS)."""
+    a, b = np.random.default_rng(0).random((2, size, size), dtype="float32")
+    a @ b
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def machine() -> dict[str, object]:
+    """What the figures were taken on."""
+    packages = ("keras", "keras-hub", "tensorflow", "jax", "torch", "transformers", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        model = next(
+            (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")),
+            model,
+        )
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def save(name: str, record: dict) -> Path:
+    """Keep a result as JSON under benchmarks/results, with the machine and the date."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(
+        json.dumps({"date": time.strftime("%Y-%m-%d"), "machine": machine(), **record}, indent=2) + "\n", "utf-8"
+    )
+    return path

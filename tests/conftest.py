@@ -1,0 +1,35 @@
+"""Set-up that all tests share: the backend, seeds, the dtype policy, hypothesis."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("helpers")
+
+settings.register_profile("keras_tfm", deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck))
+settings.load_profile("keras_tfm")
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Every test starts from the same seeds and leaves the global dtype policy as it was."""
+    policy = keras.config.dtype_policy()
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
