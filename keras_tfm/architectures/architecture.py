@@ -99,11 +99,13 @@ class Head:
         name: Of the class in config.json's "architectures".
         weights: As `Architecture.weights`, from the task model's attributes; their names carry no prefix.
         options: Arguments of our task model that make its head the family's.
+        lacks: Optional parts of the backbone that a model with this head goes without.
     """
 
     name: str
     weights: Weights = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Architecture:
         expects: Keys of config.json with the only value that is implemented.
         weights: Our attribute path, with {i} for the block, to theirs and the way a module is stored.
         heads: Our task's class name to its `Head`.
+        optional: Parts of the backbone that a head may lack; config.json does not speak of them.
         unused: Tensor names (without prefix) that may be there and are not needed.
         without_effect: Further keys of config.json that do not change what the model computes.
     """
@@ -133,6 +136,7 @@ class Architecture:
     heads: Mapping[str, Head] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expects: Mapping[str, Any] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     without_effect: frozenset[str] = frozenset()
 
@@ -189,6 +193,7 @@ class Architecture:
         differing = [
             name
             for name, value in config.to_dict().items()
+            if name not in self.optional
             if getattr(again, name) != value and not _equivalent(name, again, config)
         ]
         if differing:

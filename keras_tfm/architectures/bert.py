@@ -64,8 +64,8 @@ BERT = Architecture(
         "TextClassifier": Head(
             "BertForSequenceClassification", {"head.logits": ("classifier", LINEAR)}, {"pooling": "pooler"}
         ),
-        "TokenClassifier": Head("BertForTokenClassification", {"head.logits": ("classifier", LINEAR)}),
-        "QuestionAnswerer": Head("BertForQuestionAnswering", {"head.logits": ("qa_outputs", LINEAR)}),
+        "TokenClassifier": Head("BertForTokenClassification", {"head.logits": ("classifier", LINEAR)}, lacks=("pooler",)),
+        "QuestionAnswerer": Head("BertForQuestionAnswering", {"head.logits": ("qa_outputs", LINEAR)}, lacks=("pooler",)),
         "MaskedLM": Head(
             "BertForMaskedLM",
             {
@@ -73,7 +73,9 @@ BERT = Architecture(
                 "head.norm": ("cls.predictions.transform.LayerNorm", LAYER_NORM),
                 "head.bias": ("cls.predictions.bias", VECTOR),
             },
+            lacks=("pooler",),
         ),
     },
+    optional=("pooler",),
     unused=("embeddings.position_ids",),
 )

@@ -47,6 +47,9 @@ def read(
     changes = {key: options.pop(key) for key in list(options) if key in ours.to_dict()}
     if "dropout" in changes:
         changes.setdefault("attention_dropout", None)
+    head = architecture.heads.get(cls.__name__)
+    for part in head.lacks if head is not None else ():
+        changes.setdefault(part, False)
     config_of_backbone = ours.replace(**changes)
     build = _builder(cls, architecture, config, config_of_backbone, options, name, dtype)
 
@@ -197,7 +200,7 @@ def _match(
     for pair in wanted:
         key = pair.theirs if pair.in_head else prefix + pair.theirs
         if key not in entries:
-            optional = pair.in_head or pair.ours.startswith("pooler")
+            optional = pair.in_head or pair.ours.partition(".")[0] in architecture.optional
             (new if optional else missing).append(pair.ours if optional else key)
             continue
         # What the variable would be written as is what the tensor must be: shapes, without any values.
@@ -258,6 +261,9 @@ def write(model: Any, directory: str | Path) -> None:
     prefix = architecture.prefix if head is not None else ""
     arrays = {}
     for pair in _pairs(model, architecture):
+        if head is not None and pair.ours.partition(".")[0] in head.lacks:
+            logger.info("%s: %s is no part of a %s, so it is not written.", type(model).__name__, pair.ours, head.name)
+            continue
         key = pair.theirs if pair.in_head else prefix + pair.theirs
         arrays[key] = np.ascontiguousarray(
             pair.tensor.write(keras.ops.convert_to_numpy(pair.variable)).astype(np.float32)

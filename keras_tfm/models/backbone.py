@@ -8,6 +8,7 @@ import keras
 
 from keras_tfm.config import TransformerConfig
 from keras_tfm.layers import Pooling, TokenEmbedding
+from keras_tfm.layers import norm as norms
 from keras_tfm.layers.base import clone_initializer, logical_axes, register
 from keras_tfm.models.named_inputs import NamedInputsModel
 from keras_tfm.models.pretrained import Pretrained
@@ -109,6 +110,9 @@ class Backbone(Pretrained, NamedInputsModel):
         if self.pooler is not None:
             logical_axes(self.pooler._kernel, "embed", "mlp")
             logical_axes(self.pooler.bias, "mlp")
+        for stack in filter(None, (main, decoder)):
+            for norm in filter(None, (stack.embedding_norm, stack.final_norm)):
+                norms.annotate(norm, "embed")
 
     # One computation, three faces: the graph, the cached step, the scores ----------------------------------------------
 
@@ -171,8 +175,7 @@ class Backbone(Pretrained, NamedInputsModel):
 
     def encode(self, inputs: Any) -> Any:
         """An encoder-decoder's encoder alone: (batch, length, hidden_dim)."""
-        given = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
-        return self._encode(self.standardize({"decoder_token_ids": given["token_ids"], **given}))[0]
+        return self._encode(self.standardize(inputs, required=("token_ids",)))[0]
 
     def attention_scores(self, inputs: Any) -> Any:
         """The attention weights of every block, (batch, heads, queries, keys) float32, as a list.
@@ -198,7 +201,7 @@ class Backbone(Pretrained, NamedInputsModel):
         if self._decoder is None:
             hidden, cache, _ = self._run(self.standardize(inputs), cache=cache, training=False)
             return hidden, cache
-        given = self.standardize({"token_ids": inputs["decoder_token_ids"], **inputs})
+        given = self.standardize(inputs, required=("decoder_token_ids",))
         hidden, cache, _ = self._decode(given, None, cache, training=False)
         return hidden, cache
 

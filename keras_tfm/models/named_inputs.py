@@ -82,8 +82,12 @@ class NamedInputsModel(keras.Model):
     def input_spec(self):
         return None  # `standardize` checks, with better messages
 
-    def standardize(self, inputs: Any) -> dict[str, Any]:
+    def standardize(self, inputs: Any, required: tuple[str, ...] | None = None) -> dict[str, Any]:
         """The inputs as a dict of tensors by name, None for the absent, checked.
+
+        Args:
+            inputs: A dict, or the first input bare.
+            required: Names that must be given. Default: the model's.
 
         Raises:
             ValueError: for an unknown or missing name, a wrong rank, or token ids outside the vocabulary where these
@@ -97,10 +101,16 @@ class NamedInputsModel(keras.Model):
                 near = difflib.get_close_matches(key, self._input_keys, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{self.name} has no input {key!r}; it takes {list(self._input_keys)}.{hint}")
-        for key in self._required_keys:
+        for key in self._required_keys if required is None else required:
             if given.get(key) is None:
                 raise ValueError(f"{self.name} needs the input {key!r}; got {sorted(given)}.")
-        return {key: self._tensor(key, given.get(key)) for key in self._input_keys}
+        tensors = {key: self._tensor(key, given.get(key)) for key in self._input_keys}
+        for key, value in tensors.items():
+            which = "decoder_token_ids" if key.startswith("decoder_") else "token_ids"
+            first = tensors[which]
+            if value is not None and first is not None and not _agree(value.shape, first.shape):
+                raise ValueError(f"{key} must go with {which} of shape {tuple(first.shape)}; got shape {tuple(value.shape)}.")
+        return tensors
 
     def _tensor(self, key: str, value: Any) -> Any:
         if value is None:
@@ -123,3 +133,10 @@ class NamedInputsModel(keras.Model):
     def serialized_dtype(self) -> Any:
         """The dtype policy for `get_config`, with what quantization changed."""
         return keras.dtype_policies.serialize(sublayer_dtypes(self))
+
+
+def _agree(shape: Any, first: Any) -> bool:
+    """Whether batch (1 serves all rows) and length of an input are those of the tokens, as far as both are known."""
+    lengths = shape[1:] if len(shape) < 4 else shape[2:]  # a mask by head has (batch, heads, queries, keys)
+    same_batch = shape[0] in (1, None, first[0]) or first[0] is None
+    return same_batch and all(length in (None, first[1]) or first[1] is None for length in lengths)

@@ -79,11 +79,11 @@ class Task(Pretrained, NamedInputsModel):
     def compute(self, inputs, training=None):
         return self._apply_head(self.backbone(inputs, training=training), inputs, training)
 
-    def standardize(self, inputs):
+    def standardize(self, inputs, required=None):
         if is_text(inputs):
             batch = self._require_tokenizer()([inputs] if isinstance(inputs, str) else list(inputs))
             inputs = {name: batch[name] for name in self._input_keys if name in batch}
-        return super().standardize(inputs)
+        return super().standardize(inputs, required)
 
     def __call__(self, inputs, *args, **kwargs):
         # Keras takes no strings as layer inputs: they are tokenized before it looks.
