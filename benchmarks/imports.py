@@ -23,6 +23,15 @@ print(middle - start, time.perf_counter() - middle, "tensorflow" in sys.modules)
 """
 
 
+def table(rows: dict[str, dict]) -> str:
+    """The results as Markdown."""
+    lines = ["| backend | import keras, s | import keras_tfm on top, s | TensorFlow imported |", "|---|---|---|---|"]
+    for backend, row in rows.items():
+        loaded = "yes" if row["imports_tensorflow"] else "no"
+        lines.append(f"| {backend} | {row['keras_s']:.2f} | {row['keras_tfm_over_keras_s']:.3f} | {loaded} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print the table, keep the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,10 +51,7 @@ def main() -> None:
             "keras_tfm_over_keras_s": round(statistics.median(float(run[1]) for run in runs), 3),
             "imports_tensorflow": runs[-1][2] == "True",
         }
-    print("| backend | import keras, s | import keras_tfm on top, s | TensorFlow imported |\n|---|---|---|---|")
-    for backend, row in rows.items():
-        loaded = "yes" if row["imports_tensorflow"] else "no"
-        print(f"| {backend} | {row['keras_s']:.2f} | {row['keras_tfm_over_keras_s']:.3f} | {loaded} |")
+    print(table(rows))
     print("\nkept as", save("imports", {"rounds": rounds, "rows": rows}))
 
 

@@ -186,6 +186,8 @@ class Architecture:
                 value = value.get(entry) if isinstance(value, dict) else None
             if name == "activation":
                 value = next((other for mine, other in ACTIVATIONS if mine == value), value)
+            if name == "attention_dropout" and value is None:
+                value = config.dropout
             if value is None:
                 value = self.defaults.get(theirs)
             written[theirs] = value

@@ -64,8 +64,12 @@ BERT = Architecture(
         "TextClassifier": Head(
             "BertForSequenceClassification", {"head.logits": ("classifier", LINEAR)}, {"pooling": "pooler"}
         ),
-        "TokenClassifier": Head("BertForTokenClassification", {"head.logits": ("classifier", LINEAR)}, lacks=("pooler",)),
-        "QuestionAnswerer": Head("BertForQuestionAnswering", {"head.logits": ("qa_outputs", LINEAR)}, lacks=("pooler",)),
+        "TokenClassifier": Head(
+            "BertForTokenClassification", {"head.logits": ("classifier", LINEAR)}, lacks=("pooler",)
+        ),
+        "QuestionAnswerer": Head(
+            "BertForQuestionAnswering", {"head.logits": ("qa_outputs", LINEAR)}, lacks=("pooler",)
+        ),
         "MaskedLM": Head(
             "BertForMaskedLM",
             {

@@ -109,7 +109,8 @@ class NamedInputsModel(keras.Model):
             which = "decoder_token_ids" if key.startswith("decoder_") else "token_ids"
             first = tensors[which]
             if value is not None and first is not None and not _agree(value.shape, first.shape):
-                raise ValueError(f"{key} must go with {which} of shape {tuple(first.shape)}; got shape {tuple(value.shape)}.")
+                shapes = tuple(first.shape), tuple(value.shape)
+                raise ValueError(f"{key} must go with {which} of shape {shapes[0]}; got shape {shapes[1]}.")
         return tensors
 
     def _tensor(self, key: str, value: Any) -> Any:

@@ -12,7 +12,7 @@ from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.named_inputs import NamedInputsModel
 from keras_tfm.models.pretrained import Pretrained
 from keras_tfm.models.text_dataset import TextDataset
-from keras_tfm.ops import backend
+from keras_tfm.ops import backend, fused_adam
 
 
 def is_text(x: Any) -> bool:
@@ -98,7 +98,7 @@ class Task(Pretrained, NamedInputsModel):
         raise self._not_implemented_error(self._default_metrics)
 
     def compile(self, optimizer: Any = None, loss: Any = "auto", *, metrics: Any = "auto", **options: Any) -> None:
-        """As `keras.Model.compile`, with defaults for fine-tuning.
+        """As `keras.Model.compile`, with defaults for fine-tuning, and Adam steps by the backend's fused kernel.
 
         Args:
             optimizer: Default: AdamW at a rate of 5e-5, without decay of biases and norms.
@@ -111,6 +111,8 @@ class Task(Pretrained, NamedInputsModel):
             optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "scale"])
         loss = self._default_loss() if isinstance(loss, str) and loss == "auto" else loss
         metrics = self._default_metrics() if isinstance(metrics, str) and metrics == "auto" else metrics
+        optimizer = keras.optimizers.get(optimizer)
+        fused_adam.accelerate(optimizer)
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **options)
 
     def compile_from_config(self, config):

@@ -64,7 +64,7 @@ def test_builders_take_a_size_keywords_or_a_config():
         tfm.models.gpt(hidden_dim=8, num_heads=2)
     with pytest.raises(ValueError, match="kind 'encoder'"):
         tfm.models.bert(config)
-    with pytest.raises(ValueError, match="'num_layer'. Did you mean 'num_layers'"):
+    with pytest.raises(ValueError, match=r"'num_layer'\. Did you mean 'num_layers'"):
         tfm.models.bert("tiny", num_layer=3)
 
 
@@ -241,7 +241,7 @@ def test_plugs_into_a_functional_model(tmp_path):
 def test_is_a_functional_model():
     backbone = gpt()
     inner = keras.Model(backbone.input, backbone.get_layer("block_0").output)
-    inputs = {name: None for name in backbone.input}
+    inputs = dict.fromkeys(backbone.input)
     assert tuple(inner({**inputs, "token_ids": IDS}).shape) == (2, 9, 16)
     assert backbone.layers
 

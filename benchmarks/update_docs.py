@@ -1,0 +1,67 @@
+"""Put what the benchmarks and the quickstart printed into README and docs, between their markers.
+
+python -m benchmarks.update_docs
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks import imports, training
+from benchmarks.measure import RESULTS
+
+ROOT = Path(__file__).parents[1]
+
+
+def machine(record: dict) -> str:
+    """One line about where and when a record was taken."""
+    versions = record["machine"]
+    names = {
+        "keras": "Keras",
+        "keras-hub": "KerasHub",
+        "tensorflow": "TensorFlow",
+        "jax": "JAX",
+        "torch": "PyTorch",
+        "transformers": "transformers",
+    }
+    used = ", ".join(f"{title} {versions[name]}" for name, title in names.items() if name in versions)
+    return f"*{record['date']}, {versions['cores']} cores of {versions['cpu']}; {used}.*"
+
+
+def sections() -> dict[str, str]:
+    """Marker to text, for every result there is."""
+    found = {}
+    for name, table in (
+        ("training", lambda r: training.table(r["results"])),
+        ("imports", lambda r: imports.table(r["rows"])),
+    ):
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            record = json.loads(path.read_text("utf-8"))
+            found[name] = f"{table(record)}\n\n{machine(record)}"
+    path = RESULTS / "quickstart.md"
+    if path.is_file():
+        found["quickstart"] = path.read_text("utf-8").strip()
+    return found
+
+
+def main() -> None:
+    """Rewrite the marked sections of README.md and docs/*.md."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = before = page.read_text("utf-8")
+        for name, section in sections().items():
+            text = re.sub(
+                rf"<!-- {name} -->.*?<!-- /{name} -->",
+                lambda _, name=name, section=section: f"<!-- {name} -->\n{section}\n<!-- /{name} -->",
+                text,
+                flags=re.DOTALL,
+            )
+        if text != before:
+            page.write_text(text, "utf-8")
+            print("updated", page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
