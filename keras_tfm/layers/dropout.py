@@ -37,31 +37,19 @@ class Dropout(Layer):
 
 
 @register
-class DropPath(Layer):
+class DropPath(Dropout):
     """Stochastic depth (Huang et al. 2016): drops a residual branch for whole samples, scaling the others up.
 
     Args:
-        rate: Probability that a sample's branch is dropped, in [0, 1).
+        rate: Probability that a sample's branch is dropped, in [0, 1].
         seed: An int for reproducible draws.
     """
-
-    def __init__(self, rate: float, seed: int | None = None, **kwargs):
-        super().__init__(**kwargs)
-        check_rate(rate=rate)
-        self.rate = rate
-        self.seed = seed
-        self.supports_masking = True
-        self.seed_generator = keras.random.SeedGenerator(seed) if rate > 0 else None
-        self.built = True
 
     def call(self, x, training=None):
         if not training or self.rate == 0:
             return x
         shape = (ops.shape(x)[0], *([1] * (len(x.shape) - 1)))  # one draw a sample
         return x * random.dropout(ops.ones(shape, dtype=x.dtype), self.rate, self.seed_generator)
-
-    def compute_output_spec(self, x, training=None):
-        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
 
 @register

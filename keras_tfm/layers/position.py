@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_tfm.layers.base import Layer, check_choice, check_options
+from keras_tfm.ops import masks
 from keras_tfm.ops.backend import Tensor
 
 
@@ -38,6 +40,30 @@ class PositionScheme(Layer):
 
     def check_heads(self, num_heads: int, head_dim: int) -> None:
         """Raise ValueError where the scheme cannot serve heads of this number and width."""
+
+
+class PositionBias(PositionScheme):
+    """A scheme whose bias depends on positions alone; subclasses give it in `between`.
+
+    As a layer, called with queries and keys (batch, length, heads, head_dim), it gives the bias itself.
+    """
+
+    def between(self, query_positions: Tensor, key_positions: Tensor, num_heads: int) -> Tensor:
+        """(batch or 1, queries) and (batch or 1, keys) int to (batch or 1, heads, queries, keys) float32."""
+        raise self._not_implemented_error(self.between)
+
+    def bias(self, query, key, query_positions=None, key_positions=None):
+        query_positions = masks.positions(ops.shape(query)[1]) if query_positions is None else query_positions
+        key_positions = masks.positions(ops.shape(key)[1]) if key_positions is None else key_positions
+        return self.between(query_positions, key_positions, query.shape[2])
+
+    def call(self, query, key, query_positions=None, key_positions=None):
+        return self.bias(query, key, query_positions, key_positions)
+
+    def compute_output_spec(self, query, key, query_positions=None, key_positions=None):
+        batches = [p.shape[0] for p in (query_positions, key_positions) if p is not None]
+        batch = next((b for b in batches if b != 1), 1)
+        return keras.KerasTensor((batch, query.shape[2], query.shape[1], key.shape[1]), dtype="float32")
 
 
 def schemes() -> dict[str, tuple[type[PositionScheme], dict[str, Any]]]:

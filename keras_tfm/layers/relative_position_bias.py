@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_tfm.layers.base import check_positive, logical_axes, register
-from keras_tfm.layers.position import PositionScheme
-from keras_tfm.ops import masks
+from keras_tfm.layers.position import PositionBias
 from keras_tfm.ops import positions as position_ops
 
 
 @register
-class RelativePositionBias(PositionScheme):
+class RelativePositionBias(PositionBias):
     """Adds a learned number per head and distance bucket to the scores (Raffel et al. 2020, T5, section 2.1).
 
     As a layer: `RelativePositionBias()(query, key)` gives the bias, (batch or 1, heads, queries, keys) float32, for
@@ -59,17 +57,7 @@ class RelativePositionBias(PositionScheme):
                 f"This relative bias has {self.embeddings.shape[1]} heads, the attention layer {num_heads}."
             )
 
-    def call(self, query, key, query_positions=None, key_positions=None):
-        return self.bias(query, key, query_positions, key_positions)
-
-    def compute_output_spec(self, query, key, query_positions=None, key_positions=None):
-        batches = [p.shape[0] for p in (query_positions, key_positions) if p is not None]
-        batch = next((b for b in batches if b != 1), 1)
-        return keras.KerasTensor((batch, query.shape[2], query.shape[1], key.shape[1]), dtype="float32")
-
-    def bias(self, query, key, query_positions, key_positions):
-        query_positions = masks.positions(ops.shape(query)[1]) if query_positions is None else query_positions
-        key_positions = masks.positions(ops.shape(key)[1]) if key_positions is None else key_positions
+    def between(self, query_positions, key_positions, num_heads):
         buckets = position_ops.relative_buckets(
             key_positions[:, None, :] - query_positions[:, :, None],  # (batch or 1, queries, keys)
             num_buckets=self.num_buckets,

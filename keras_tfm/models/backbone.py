@@ -206,16 +206,4 @@ class Backbone(Pretrained, NamedInputsModel):
         return hidden, cache
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "config": self.config.to_dict(),
-            "name": self.name,
-            "trainable": self.trainable,
-            "dtype": self.serialized_dtype(),
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        if isinstance(config.get("dtype"), dict):
-            config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
-        return cls(**config)
+        return {**super().get_config(), "config": self.config.to_dict()}

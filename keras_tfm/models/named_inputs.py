@@ -131,9 +131,15 @@ class NamedInputsModel(keras.Model):
             raise ValueError(f"{key} must be {expected}; got shape {tuple(value.shape)}.")
         return value
 
-    def serialized_dtype(self) -> Any:
-        """The dtype policy for `get_config`, with what quantization changed."""
-        return keras.dtype_policies.serialize(sublayer_dtypes(self))
+    def get_config(self) -> dict[str, Any]:
+        policy = keras.dtype_policies.serialize(sublayer_dtypes(self))  # with what quantization changed
+        return {"name": self.name, "trainable": self.trainable, "dtype": policy}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None):
+        if isinstance(config.get("dtype"), dict):
+            config = {**config, "dtype": keras.dtype_policies.deserialize(config["dtype"])}
+        return cls(**config)
 
 
 def _agree(shape: Any, first: Any) -> bool:

@@ -256,23 +256,19 @@ class Task(Pretrained, NamedInputsModel):
     # Saving -----------------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
+        tokenizer = None if self.tokenizer is None else self.tokenizer.to_json()
         return {
+            **super().get_config(),
             "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_json(),
-            "name": self.name,
-            "trainable": self.trainable,
-            "dtype": self.serialized_dtype(),
+            "tokenizer": tokenizer,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"])
+        config = {**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])}
         if config.get("tokenizer") is not None:
             config["tokenizer"] = Tokenizer.from_json(config["tokenizer"])
-        if isinstance(config.get("dtype"), dict):
-            config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
-        return cls(**config)
+        return super().from_config(config)
 
 
 def _join(parts: tuple[np.ndarray, ...]) -> np.ndarray:

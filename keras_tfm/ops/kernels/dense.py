@@ -19,7 +19,7 @@ def refuses(request: Request) -> str | None:
 
 
 def attend(request: Request) -> tuple[Tensor, Tensor]:
-    """As `reference.attend`: output in the query's dtype, weights in float32."""
+    """As `reference.attend`; of rows without keys the weights are zero only where they were asked for."""
     batch, queries, heads, head_dim = ops.shape(request.query)
     keys, groups, kv_heads = ops.shape(request.key)[1], request.groups, request.num_key_value_heads
     dtype = request.query.dtype
@@ -49,12 +49,16 @@ def attend(request: Request) -> tuple[Tensor, Tensor]:
         weights = ops.softmax(ops.concatenate([logits, sink], axis=-1), axis=-1)[..., :-1]
     else:
         weights = ops.softmax(logits, axis=-1)
+    alive = None
     if request.may_have_empty_rows:
-        alive = ops.cast(ops.any(mask, axis=-1, keepdims=True), wide)  # (batch, 1 or heads, 1 or queries, 1)
-        weights = weights * alive
+        alive = ops.any(mask, axis=-1, keepdims=True)  # (batch, 1 or heads, 1 or queries, 1)
+        if request.return_scores:
+            weights, alive = weights * ops.cast(alive, wide), None
 
     dropped = random.dropout(ops.cast(weights, dtype), request.dropout, request.seed)
     dropped = ops.reshape(dropped, (batch, kv_heads, groups * queries, keys)) if groups > 1 else dropped
     output = ops.matmul(dropped, value)  # (batch, kv_heads, groups * queries, head_dim)
     output = ops.reshape(output, (batch, heads, queries, head_dim)) if groups > 1 else output
+    if alive is not None:  # rows without keys are zeroed where that is cheapest: head_dim columns, not `keys`
+        output = output * ops.cast(alive, dtype)
     return ops.transpose(output, (0, 2, 1, 3)), weights
