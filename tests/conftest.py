@@ -17,8 +17,16 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("helpers")
 
-settings.register_profile("keras_tfm", deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "keras_tfm", deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile("keras_tfm")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "filterwarnings", "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+    )  # Keras on torch
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 BACKEND = keras.backend.backend()
@@ -84,7 +85,10 @@ def weight_gradients(layer: keras.Layer, loss: Callable[[], Any]) -> dict[str, n
         import torch
 
         result = torch.autograd.grad(loss(), [v.value for v in variables], allow_unused=True)
-    return {v.path: np.zeros(v.shape) if g is None else numpy(ops.convert_to_tensor(g)) for v, g in zip(variables, result, strict=True)}
+    return {
+        v.path: np.zeros(v.shape) if g is None else numpy(ops.convert_to_tensor(g))
+        for v, g in zip(variables, result, strict=True)
+    }
 
 
 def fill_weights(layer: keras.Layer, size: float = 0.5) -> keras.Layer:
@@ -98,9 +102,13 @@ def fill_weights(layer: keras.Layer, size: float = 0.5) -> keras.Layer:
 
 def reset_seeds(layer: keras.Layer, seed: int = 7) -> None:
     """Set all random states within a layer, so that its next training call draws as after any other reset."""
-    for count, variable in enumerate(layer.variables):
+    for variable in layer.variables:
         if "seed_generator_state" in variable.path:
-            variable.assign(np.asarray([seed, count], "uint32"))
+            variable.assign(np.asarray([seed, 0], "uint32"))
+    if BACKEND == "torch":  # where Keras draws from torch's own state unless a seed was given
+        import torch
+
+        torch.manual_seed(seed)
 
 
 def ids(batch: int, length: int, vocabulary: int = 11) -> np.ndarray:
@@ -119,3 +127,23 @@ def policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def many_tiny_programs() -> Iterator[None]:
+    """JAX compiles each eager operation: quickly rather than well, here. torch gains nothing from threads at this size."""
+    if BACKEND == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+    elif BACKEND == "torch":
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+    else:
+        yield

@@ -16,11 +16,15 @@ def dense(**options):
 
 
 def into_heads(**options):
-    return keras.layers.EinsumDense("btd,dnh->btnh", (None, 3, 4), bias_axes="nh", bias_initializer="normal", **options), X
+    return keras.layers.EinsumDense(
+        "btd,dnh->btnh", (None, 3, 4), bias_axes="nh", bias_initializer="normal", **options
+    ), X
 
 
 def out_of_heads(**options):
-    return keras.layers.EinsumDense("btnh,nhd->btd", (None, 6), bias_axes="d", bias_initializer="normal", **options), HEADS
+    return keras.layers.EinsumDense(
+        "btnh,nhd->btd", (None, 6), bias_axes="d", bias_initializer="normal", **options
+    ), HEADS
 
 
 def no_bias(**options):

@@ -1,0 +1,71 @@
+"""Token and token-type embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import assert_close, fill_weights, ids, normal, numpy
+from keras import ops
+
+from keras_tfm.layers import TokenEmbedding, TokenTypeEmbedding
+
+TOKENS = ids(2, 6)
+
+
+def test_embedding_and_tied_head_share_one_table():
+    layer = TokenEmbedding(11, 8)
+    layer.build()
+    (table,) = (numpy(w) for w in fill_weights(layer).weights)
+    assert_close(layer(TOKENS), table[TOKENS], 0)
+    x = normal(2, 6, 8)
+    assert_close(layer(x, reverse=True), x @ table.T)
+
+
+def test_an_untied_head_has_a_table_of_its_own():
+    layer = TokenEmbedding(11, 8, tied=False)
+    layer.build()
+    shapes = [tuple(w.shape) for w in fill_weights(layer).weights]
+    assert shapes == [(11, 8), (8, 11)]
+    x = normal(2, 6, 8)
+    assert_close(layer(x, reverse=True), x @ numpy(layer.weights[1]))
+
+
+def test_scale_is_for_embeddings_not_logits():
+    layer = TokenEmbedding(11, 8, scale=8**0.5)
+    layer.build()
+    (table,) = (numpy(w) for w in fill_weights(layer).weights)
+    assert_close(layer(TOKENS), table[TOKENS] * 8**0.5, 1e-6)
+    x = normal(2, 6, 8)
+    assert_close(layer(x, reverse=True), x @ table.T)
+
+
+def test_mask_zero_attaches_the_mask():
+    tokens = np.array([[3, 2, 0], [0, 1, 2]])
+    embedded = TokenEmbedding(11, 8, mask_zero=True)(tokens)
+    np.testing.assert_array_equal(numpy(embedded._keras_mask), tokens != 0)
+    assert getattr(TokenEmbedding(11, 8)(tokens), "_keras_mask", None) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tied_head_takes_masked_states_quietly():
+    layer = TokenEmbedding(11, 8, mask_zero=True)
+    logits = layer(layer(np.array([[3, 2, 0]])), reverse=True)
+    assert tuple(logits.shape) == (1, 3, 11)
+
+
+@pytest.mark.parametrize("wrong", [-1, 11])
+@pytest.mark.parametrize("kind", ["numpy", "eager"])
+def test_ids_outside_the_vocabulary_raise(wrong, kind):
+    tokens = np.array([[1, wrong, 3]], "int32")
+    with pytest.raises(ValueError, match=r"token_ids must be from 0 to 10.*vocabulary_size.*got"):
+        TokenEmbedding(11, 8)(tokens if kind == "numpy" else ops.convert_to_tensor(tokens))
+
+
+def test_token_types_add_their_row():
+    layer, x, types = TokenTypeEmbedding(3), normal(2, 6, 8), ids(2, 6) % 3
+    layer.build(x.shape)
+    (table,) = (numpy(w) for w in fill_weights(layer).weights)
+    assert_close(layer(x, types), x + table[types])
+    assert_close(layer(x), x + table[0])
+    with pytest.raises(ValueError, match="token_type_ids must be from 0 to 2"):
+        layer(x, types + 1)
