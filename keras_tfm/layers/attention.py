@@ -108,13 +108,17 @@ class Attention(Layer):
         logical_axes(layer.bias, *axes[-len(bias_axes) :])
         return layer
 
+    def check_width(self, width: int) -> None:
+        """Raise ValueError unless the heads fit a stream of this width."""
+        if self.head_dim is None and width % self.num_heads:
+            raise ValueError(
+                f"The width {width} is not divisible by num_heads={self.num_heads}. "
+                "Choose num_heads among its divisors, or give head_dim."
+            )
+
     def _build_projections(self, query_width: int, key_width: int) -> None:
         heads, kv_heads = self.num_heads, self.num_key_value_heads or self.num_heads
-        if self.head_dim is None and query_width % heads:
-            raise ValueError(
-                f"The width {query_width} is not divisible by num_heads={heads}. Choose num_heads among its divisors, "
-                "or give head_dim."
-            )
+        self.check_width(query_width)
         self._kv_heads = kv_heads
         self._head_dim = head_dim = self.head_dim or query_width // heads
         into_heads = "btd,dnh->btnh"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 from keras import saving
 
+from keras_tfm.ops.attention import check_mask
 from keras_tfm.ops.backend import Tensor, static_shape
 
 PACKAGE = "keras_tfm"
@@ -28,6 +30,13 @@ class Layer(keras.layers.Layer):
     that quantization gave to sub-layers are kept in the config too, so a quantized layer reloads as one.
     """
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Keras casts float arguments to the compute dtype; a cache keeps the dtype it was made with.
+        cache = kwargs.get("cache")
+        if cache is not None and not any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(cache)):
+            kwargs["cache"] = Held(release(cache))
+        return super().__call__(*args, **kwargs)
+
     def given(self, **arguments: Any) -> None:
         """Keep arguments whose attribute holds a sub-layer made from them. A layer the caller made speaks for itself."""
         self._given = {name: value for name, value in arguments.items() if not isinstance(value, keras.layers.Layer)}
@@ -45,10 +54,31 @@ class Layer(keras.layers.Layer):
         config = {name: deserialize(value) for name, value in config.items()}
         return cls(**config)
 
+    def compute_output_shape(self, x_shape: tuple, **shapes: tuple) -> Any:
+        """Shapes of what `call` returns for float inputs of these shapes, the further ones by name (`context_shape`)."""
+        specs = {
+            name.removesuffix("_shape"): keras.KerasTensor(shape, dtype=self.compute_dtype)
+            for name, shape in shapes.items()
+        }
+        x = keras.KerasTensor(x_shape, dtype=self.compute_dtype)
+        return keras.tree.map_structure(lambda spec: spec.shape, self.compute_output_spec(x, **specs))
+
     def sublayer_options(self, name: str) -> dict[str, Any]:
         """Constructor keywords of a sub-layer called `name`: its name, and the dtype that it has in this layer."""
         policy = self._dtype_policy  # the map itself; `dtype_policy` would resolve it for this layer's path
         return {"name": name, "dtype": policy}
+
+
+class Held:
+    """An argument that Keras is not to look into; `release` gives it back."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def release(value: Any) -> Any:
+    """What was held; anything else as it is."""
+    return value.value if isinstance(value, Held) else value
 
 
 def argument_names(cls: type) -> list[str]:
@@ -80,12 +110,17 @@ def serialize(value: Any) -> Any:
 def deserialize(value: Any) -> Any:
     """The inverse of `serialize`."""
     if isinstance(value, dict):
-        if "class_name" in value and "config" in value:
+        if is_serialized(value):
             return saving.deserialize_keras_object(value)
         return {name: deserialize(item) for name, item in value.items()}
     if isinstance(value, list):
         return [deserialize(item) for item in value]
     return value
+
+
+def is_serialized(value: Any) -> bool:
+    """Whether value is a Keras object in serialized form, rather than a dict of options."""
+    return isinstance(value, dict) and "class_name" in value and "config" in value
 
 
 def sublayer_dtypes(layer: keras.layers.Layer) -> Any:
@@ -105,6 +140,11 @@ def clone_initializer(initializer: Any) -> Any:
     if isinstance(initializer, keras.initializers.Initializer):
         return type(initializer).from_config(initializer.get_config())
     return initializer
+
+
+def derived_seed(seed: int | None, part: str) -> int | None:
+    """A seed for a part of a layer, so that one seed makes all parts reproducible and none draws like another."""
+    return None if seed is None else (seed + zlib.crc32(part.encode())) % 2**31
 
 
 def logical_axes(variable: Any, *axes: str | None) -> None:
@@ -145,6 +185,27 @@ def check_rate(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} must be between 0 and 1; got {value!r}.")
+
+
+def check_sequence(
+    x: Tensor,
+    num_heads: int,
+    padding_mask: Tensor | None,
+    attention_mask: Tensor | None,
+    segment_ids: Tensor | None,
+    positions: Tensor | None,
+) -> None:
+    """Raise ValueError unless masks and positions of self-attention over x have the shapes and dtypes they should."""
+    check_hidden("x", x)
+    batch, length, _ = static_shape(x)
+    check_mask("padding_mask", padding_mask, [(batch, length)])
+    check_mask("attention_mask", attention_mask, [(batch, length, length), (batch, num_heads, length, length)])
+    check_mask("segment_ids", segment_ids, [(batch, length)], boolean=False)
+    if positions is not None:
+        shape = static_shape(positions)
+        fits = len(shape) == 2 and (shape[0] in (1, None, batch) or batch is None) and shape[1] in (None, length)
+        if not fits and length is not None:
+            raise ValueError(f"positions must have shape {(batch, length)}, or 1 for the batch; got {shape}.")
 
 
 def check_hidden(name: str, x: Tensor) -> int:

@@ -39,6 +39,8 @@ class ClassificationHead(Layer):
         super().__init__(**kwargs)
         check_positive(num_classes=num_classes, hidden_dim=hidden_dim)
         check_rate(dropout=dropout)
+        if hidden_dim is None and activation != "tanh":
+            raise ValueError(f"activation={activation!r} is that of a hidden layer; give its hidden_dim too.")
         self.num_classes = num_classes
         self.hidden_dim = hidden_dim
         self.activation = activation

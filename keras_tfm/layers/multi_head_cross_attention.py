@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras_tfm import ops as tfm_ops
 from keras_tfm.layers.attention import Attention
-from keras_tfm.layers.base import check_hidden, pack, register
+from keras_tfm.layers.base import check_hidden, pack, register, release
 from keras_tfm.ops import backend
 from keras_tfm.ops.kv_cache import Cache
 
@@ -55,6 +55,7 @@ class MultiHeadCrossAttention(Attention):
         return_scores=False,
         training=None,
     ):
+        cache = release(cache)
         if context_padding_mask is None and context is not None:
             context_padding_mask = backend.implicit_mask(context)
         if cache is not None:
@@ -92,6 +93,7 @@ class MultiHeadCrossAttention(Attention):
         return_scores=False,
         training=None,
     ):
+        cache = release(cache)
         check_hidden("x", x)
         if context is None and cache is None:
             raise ValueError("Cross-attention needs context, or a cache made from one by make_cache(context).")

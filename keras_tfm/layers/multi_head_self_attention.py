@@ -9,7 +9,7 @@ import keras
 from keras_tfm import ops as tfm_ops
 from keras_tfm.layers import position as positions_
 from keras_tfm.layers.attention import Attention
-from keras_tfm.layers.base import check_hidden, check_positive, pack, register
+from keras_tfm.layers.base import check_hidden, check_positive, check_sequence, pack, register, release
 from keras_tfm.ops import backend, kv_cache
 from keras_tfm.ops.positions import default as default_positions
 
@@ -133,6 +133,8 @@ class MultiHeadSelfAttention(Attention):
         return_scores=False,
         training=None,
     ):
+        cache = release(cache)
+        check_sequence(x, self.num_heads, padding_mask, None if cache else attention_mask, segment_ids, positions)
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
         query, (key, value) = self._queries(x), self._keys_and_values(x)
         scheme = self.position
@@ -144,6 +146,9 @@ class MultiHeadSelfAttention(Attention):
             query_positions = positions
         elif scheme is not None and positions is None:
             positions = default_positions(keras.ops.shape(x)[1], padding_mask, segment_ids)
+        if cache is None and self.window is not None and padding_mask is not None:
+            # Padding takes no room in a window, on either side or in the middle.
+            query_positions = key_positions = default_positions(keras.ops.shape(x)[1], padding_mask, None)
         if scheme is not None:
             query, key = scheme.rotate(query, key, positions)
         bias_positions = positions
@@ -190,7 +195,8 @@ class MultiHeadSelfAttention(Attention):
         return_scores=False,
         training=None,
     ):
-        check_hidden("x", x)
+        cache = release(cache)
+        check_sequence(x, self.num_heads, padding_mask, None if cache else attention_mask, segment_ids, positions)
         keys = x.shape[1]
         if cache is not None:
             self._check_cache(attention_mask, segment_ids)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_tfm.layers.base import check_choice, check_options, logical_axes
+from keras_tfm.layers.base import check_choice, check_options, deserialize, is_serialized, logical_axes
 
 KINDS = {"layer_norm": keras.layers.LayerNormalization, "rms_norm": keras.layers.RMSNormalization}
 DEFAULT_EPSILON = {"layer_norm": 1e-5, "rms_norm": 1e-6}
@@ -14,7 +14,7 @@ DEFAULT_EPSILON = {"layer_norm": 1e-5, "rms_norm": 1e-6}
 
 def check(norm: Any) -> None:
     """Raise ValueError unless `norm` is one that `make` accepts."""
-    if isinstance(norm, keras.layers.Layer):
+    if isinstance(norm, keras.layers.Layer) or is_serialized(norm):
         return
     options = dict(norm) if isinstance(norm, dict) else {"kind": norm}
     check_choice("norm", options.pop("kind", "layer_norm"), KINDS)
@@ -30,6 +30,8 @@ def make(norm: Any, **keywords: Any) -> keras.layers.Layer:
         keywords: name and dtype of the new layer.
     """
     check(norm)
+    if is_serialized(norm):
+        norm = deserialize(norm)
     if isinstance(norm, keras.layers.Layer):
         return type(norm).from_config({**norm.get_config(), **keywords})
     options = dict(norm) if isinstance(norm, dict) else {"kind": norm}

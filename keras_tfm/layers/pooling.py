@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_tfm.layers.base import Layer, check_choice, register
 from keras_tfm.ops import backend
+from keras_tfm.ops.attention import check_mask
+from keras_tfm.ops.backend import static_shape
 
 KINDS = ("first", "last", "mean", "max")
 
@@ -32,6 +34,7 @@ class Pooling(Layer):
         self.built = True
 
     def call(self, x, padding_mask=None):
+        check_mask("padding_mask", padding_mask, [static_shape(x)[:2]])
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
         if padding_mask is None:
             if self.kind == "first":
@@ -62,4 +65,5 @@ class Pooling(Layer):
         return None
 
     def compute_output_spec(self, x, padding_mask=None):
+        check_mask("padding_mask", padding_mask, [static_shape(x)[:2]])
         return keras.KerasTensor((x.shape[0], x.shape[2]), dtype=self.compute_dtype)

@@ -67,6 +67,10 @@ class PositionalEncoding(PositionScheme):
             raise ValueError(f"kind='sinusoidal' has no table: max_length must be None; got {max_length}.")
         if kind == "learned" and (base != 10_000.0 or not interleaved):
             raise ValueError("base and interleaved belong to kind='sinusoidal'; a learned table has neither.")
+        if kind == "sinusoidal" and embeddings_initializer != "uniform":
+            raise ValueError("embeddings_initializer belongs to kind='learned'; sinusoids have no table.")
+        if offset < 0:
+            raise ValueError(f"offset must not be negative; got {offset}.")
         self.kind = kind
         self.max_length = max_length
         self._rows = (max_length or 0) + offset  # of the table

@@ -47,7 +47,10 @@ class RelativePositionBias(PositionBias):
 
     def build(self, query_shape, key_shape=None):
         self.embeddings = self.add_weight(
-            name="embeddings", shape=(self.num_buckets, query_shape[2]), initializer=self.embeddings_initializer
+            name="embeddings",
+            shape=(self.num_buckets, query_shape[2]),
+            initializer=self.embeddings_initializer,
+            autocast=False,
         )
         logical_axes(self.embeddings, None, "heads")
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_tfm.layers import norm as norms
-from keras_tfm.layers.base import Layer, check_choice, check_rate, register, serialize
+from keras_tfm.layers.base import Layer, check_choice, check_rate, derived_seed, register, serialize
 from keras_tfm.layers.dropout import Dropout, DropPath, LayerScale
 
 # Placement to the norms of y = output_norm(x + residual_norm(f(input_norm(x)))).
@@ -62,7 +62,7 @@ class Residual(Layer):
             for place in ("input_norm", "residual_norm", "output_norm")
         )
         self.dropout_layer = Dropout(dropout, seed, **self.sublayer_options("dropout"))
-        self.drop_path_layer = DropPath(drop_path, seed, **self.sublayer_options("drop_path"))
+        self.drop_path_layer = DropPath(drop_path, derived_seed(seed, "drop_path"), **self.sublayer_options("drop_path"))
         self.layer_scale_layer = (
             None if layer_scale is None else LayerScale(layer_scale, **self.sublayer_options("layer_scale"))
         )

@@ -56,10 +56,13 @@ class TokenEmbedding(Layer):
             vocabulary_size,
             hidden_dim,
             tie_weights=tied,
+            reverse_dtype=self.compute_dtype,
             embeddings_initializer=embeddings_initializer,
             embeddings_regularizer=embeddings_regularizer,
             **self.sublayer_options("table"),
         )
+
+        self.table.supports_masking = True  # reversed, it takes masked states; it passes no mask on
 
     def build(self, x_shape=None):
         self.table.build()

@@ -15,7 +15,9 @@ from keras_tfm.layers.base import (
     check_positive,
     check_rate,
     clone_initializer,
+    derived_seed,
     pack,
+    release,
     serialize,
 )
 from keras_tfm.layers.feed_forward import FeedForward
@@ -79,6 +81,7 @@ class TransformerBlock(Layer):
         super().__init__(**kwargs)
         check_positive(num_heads=num_heads, intermediate_dim=intermediate_dim)
         check_rate(dropout=dropout, attention_dropout=attention_dropout)
+        check_rate(activation_dropout=activation_dropout, drop_path=drop_path)
         check_choice("parallel", parallel, (False, True, "shared_norm"))
         if parallel and norm_placement != "pre":
             raise ValueError(
@@ -93,9 +96,15 @@ class TransformerBlock(Layer):
             window=window,
             position=position,
             attention_dropout=attention_dropout,
+            use_bias=None if use_bias else False,
         )
         self._check_given(
-            "feed_forward", feed_forward, gated=gated or None, activation_dropout=activation_dropout or None
+            "feed_forward",
+            feed_forward,
+            activation=None if activation == "gelu" else activation,
+            gated=gated or None,
+            activation_dropout=activation_dropout or None,
+            use_bias=None if use_bias else False,
         )
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
@@ -130,7 +139,6 @@ class TransformerBlock(Layer):
             gated=gated,
             dropout=activation_dropout,
             use_bias=use_bias,
-            seed=seed,
         )
         if self.causal and not getattr(self.attention, "causal", True):
             raise ValueError(
@@ -145,7 +153,11 @@ class TransformerBlock(Layer):
 
     @staticmethod
     def _check_given(name: str, part: Any, **options: Any) -> None:
-        """A layer in place of a part brings its own options; the block's would be ignored."""
+        """A part that brings its own options must not be given them by the block too: one would be ignored."""
+        if isinstance(part, dict):
+            twice = [option for option, value in options.items() if value is not None and option in part]
+            if twice:
+                raise ValueError(f"{twice} are given to the block and again in {name}; give each once.")
         if isinstance(part, keras.layers.Layer):
             clashing = [option for option, value in options.items() if value is not None]
             if clashing:
@@ -161,6 +173,7 @@ class TransformerBlock(Layer):
             raise ValueError(f"{name} must be None, a dict of options of {cls.__name__}, or a layer; got {given!r}.")
         check_options(name, given or {}, cls)
         initializer = clone_initializer(self.kernel_initializer)
+        defaults["seed"] = derived_seed(self.seed, name)
         return cls(**{"kernel_initializer": initializer, **self.sublayer_options(name), **defaults, **(given or {})})
 
     def _attention(self, name: str, given: Any, cls: type, **defaults: Any) -> keras.layers.Layer:
@@ -171,7 +184,7 @@ class TransformerBlock(Layer):
             "head_dim": self.head_dim,
         }
         return self._part(
-            name, given, cls, **shared, use_bias=self.use_bias, dropout=dropout, seed=self.seed, **defaults
+            name, given, cls, **shared, use_bias=self.use_bias, dropout=dropout, **defaults
         )
 
     def _residual(self, name: str, norm_placement: str) -> Residual:
@@ -181,12 +194,14 @@ class TransformerBlock(Layer):
             dropout=self.dropout,
             drop_path=self.drop_path,
             layer_scale=self.layer_scale,
-            seed=self.seed,
+            seed=derived_seed(self.seed, name),
             **self.sublayer_options(name),
         )
 
     def build(self, x_shape):
-        check_hidden("x", x_shape)
+        width = check_hidden("x", x_shape)
+        if isinstance(self.attention, MultiHeadSelfAttention):
+            self.attention.check_width(width)
         for part in (self.attention_residual, self.attention, self.feed_forward_residual, self.feed_forward):
             if not part.built:
                 part.build(x_shape)
@@ -208,6 +223,7 @@ class TransformerBlock(Layer):
         return_scores=False,
         training=None,
     ):
+        cache = release(cache)
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
         x, attended, cache, scores = self._attend(
             x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training
@@ -259,20 +275,22 @@ class TransformerBlock(Layer):
         return_scores=False,
         training=None,
     ):
-        check_hidden("x", x)
-        _, cache, scores = self._attention_specs(x, attention_mask, segment_ids, cache, return_scores)
+        options = {"padding_mask": padding_mask, "attention_mask": attention_mask, "segment_ids": segment_ids}
+        _, cache, scores = self._attention_specs(x, release(cache), return_scores, positions=positions, **options)
         return pack(keras.KerasTensor(x.shape, dtype=self.compute_dtype), cache, scores)
 
-    def _attention_specs(self, x, attention_mask, segment_ids, cache, return_scores):
-        inner = None if cache is None else cache["attention"]
-        result = self.attention.compute_output_spec(
-            x, attention_mask=attention_mask, segment_ids=segment_ids, cache=inner, return_scores=return_scores
-        )
+    def _attention_specs(self, x, cache, return_scores, **options):
+        """Specs of self-attention's output, of the cache and of the scores, the options checked on the way."""
+        check_hidden("x", x)
+        options = {name: value for name, value in options.items() if value is not None}
+        if cache is not None:
+            options["cache"] = cache["attention"]
+        if return_scores:
+            options["return_scores"] = True
+        result = self.attention.compute_output_spec(x, **options)
         result = list(result) if isinstance(result, tuple) else [result]
         output = result.pop(0)
         if cache is not None:
-            cache = {
-                **keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache),
-                "attention": result.pop(0),
-            }
+            specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache)
+            cache = {**specs, "attention": result.pop(0)}
         return output, cache, (result.pop(0) if return_scores else None)

@@ -6,10 +6,11 @@ from typing import Any
 
 import keras
 
-from keras_tfm.layers.base import check_hidden, pack, register
+from keras_tfm.layers.base import pack, register, release
 from keras_tfm.layers.multi_head_cross_attention import MultiHeadCrossAttention
 from keras_tfm.layers.transformer_block import TransformerBlock
 from keras_tfm.ops import backend
+from keras_tfm.ops.attention import check_mask
 
 
 @register
@@ -94,7 +95,8 @@ class TransformerDecoderBlock(TransformerBlock):
         return_scores=False,
         training=None,
     ):
-        self._check_context(context, cache, context_padding_mask)
+        cache = release(cache)
+        self._check_context(context, cache, context_padding_mask, segment_ids, context_segment_ids)
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
         x, reads, cache, scores = self._attend(
             x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training
@@ -104,7 +106,7 @@ class TransformerDecoderBlock(TransformerBlock):
                 self.cross_attention_residual.enter(x),
                 context,
                 context_padding_mask=context_padding_mask,
-                segment_ids=segment_ids if context_segment_ids is not None else None,
+                segment_ids=segment_ids,
                 context_segment_ids=context_segment_ids,
                 cache=None if cache is None else cache["cross_attention"],
                 return_scores=return_scores,
@@ -116,7 +118,7 @@ class TransformerDecoderBlock(TransformerBlock):
             x = self.cross_attention_residual.leave(x, result, training=training)
         return pack(self._feed_forward(x, reads, training), cache, scores)
 
-    def _check_context(self, context, cache, context_padding_mask) -> None:
+    def _check_context(self, context, cache, context_padding_mask, segment_ids, context_segment_ids) -> None:
         if self.cross_attention is None and not (context is None and context_padding_mask is None):
             raise ValueError(
                 "This block was built with cross_attention=False: it takes no context. Masks of x are passed by name."
@@ -125,6 +127,8 @@ class TransformerDecoderBlock(TransformerBlock):
             raise ValueError(
                 "This block attends to a context: pass it as the second argument, or a cache that holds it."
             )
+        if self.cross_attention is not None and (segment_ids is None) != (context_segment_ids is None):
+            raise ValueError("segment_ids and context_segment_ids go together: the row's segments and the context's.")
 
     def compute_output_spec(
         self,
@@ -140,11 +144,14 @@ class TransformerDecoderBlock(TransformerBlock):
         return_scores=False,
         training=None,
     ):
-        check_hidden("x", x)
-        self._check_context(context, cache, context_padding_mask)
-        _, cache, scores = self._attention_specs(x, attention_mask, segment_ids, cache, return_scores)
+        cache = release(cache)
+        self._check_context(context, cache, context_padding_mask, segment_ids, context_segment_ids)
+        options = {"padding_mask": padding_mask, "attention_mask": attention_mask, "segment_ids": segment_ids}
+        output, cache, scores = self._attention_specs(x, cache, return_scores, positions=positions, **options)
+        if self.cross_attention is not None and context is not None:
+            check_mask("context_padding_mask", context_padding_mask, [tuple(context.shape[:2])])
         if return_scores and self.cross_attention is not None:
             inner = None if cache is None else cache["cross_attention"]
             _, cross_scores = self.cross_attention.compute_output_spec(x, context, cache=inner, return_scores=True)
             scores = {"attention": scores, "cross_attention": cross_scores}
-        return pack(keras.KerasTensor(x.shape, dtype=self.compute_dtype), cache, scores)
+        return pack(keras.KerasTensor(output.shape, dtype=self.compute_dtype), cache, scores)

@@ -107,6 +107,9 @@ def _check(request: Request) -> None:
     for name, shape in (("query", query), ("key", key), ("value", value)):
         if len(shape) != 4:
             raise ValueError(f"{name} must be (batch, length, heads, head_dim); got shape {shape}.")
+    batches = {shape[0] for shape in (query, key, value)} - {None}
+    if len(batches) > 1:
+        raise ValueError(f"query, key and value must share their batch; got shapes {query}, {key} and {value}.")
     if query[3] != key[3]:
         raise ValueError(f"query and key must share head_dim; got {query[3]} and {key[3]}.")
     if key[1:3] != value[1:3]:
@@ -129,16 +132,29 @@ def _check(request: Request) -> None:
             f"causal and window need to know where queries stand among the keys: {query[1]} queries, {key[1]} keys. "
             "Pass query_positions and key_positions."
         )
-    _check_mask("padding_mask", request.padding_mask, [(query[0], key[1])])
-    _check_mask("segment_ids of queries", request.query_segment_ids, [(query[0], query[1])], boolean=False)
-    _check_mask("segment_ids of keys", request.key_segment_ids, [(query[0], key[1])], boolean=False)
+    check_mask("padding_mask", request.padding_mask, [(query[0], key[1])])
+    check_mask("segment_ids of queries", request.query_segment_ids, [(query[0], query[1])], boolean=False)
+    check_mask("segment_ids of keys", request.key_segment_ids, [(query[0], key[1])], boolean=False)
     dense = [(query[0], query[1], key[1]), (query[0], query[2], query[1], key[1])]
-    _check_mask("attention_mask", request.attention_mask, dense)
+    check_mask("attention_mask", request.attention_mask, dense)
+    if request.bias is not None:
+        _check_bias(static_shape(request.bias), dense[1])
+    if request.sinks is not None and static_shape(request.sinks) != (query[2],):
+        raise ValueError(f"sinks must have shape {(query[2],)}, one a head; got {static_shape(request.sinks)}.")
 
 
-def _check_mask(name: str, mask: Tensor | None, expected: list[tuple[int | None, ...]], boolean: bool = True) -> None:
+def _check_bias(shape: tuple[int | None, ...], scores: tuple[int | None, ...]) -> None:
+    fits = all(have in (want, 1) or None in (have, want) for have, want in zip(shape[::-1], scores[::-1], strict=False))
+    if len(shape) > 4 or not fits:
+        raise ValueError(f"bias must broadcast to (batch, heads, queries, keys) {scores}; got shape {shape}.")
+
+
+def check_mask(name: str, mask: Tensor | None, expected: list[tuple[int | None, ...]], boolean: bool = True) -> None:
+    """Raise ValueError unless a mask is None, or has an expected shape (1 and None fit any) and no float dtype."""
     if mask is None:
         return
+    if not boolean and "float" in str(mask.dtype):
+        raise ValueError(f"{name} must be integers; got dtype {mask.dtype}.")
     if boolean and "float" in str(mask.dtype):
         raise ValueError(
             f"{name} must be boolean or 0/1 integers, true = may be attended; got dtype {mask.dtype}. "

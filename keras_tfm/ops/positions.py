@@ -52,18 +52,18 @@ def default(length: int | Tensor, padding_mask: Tensor | None, segment_ids: Tens
     if padding_mask is None and segment_ids is None:
         return None
     if padding_mask is None:
-        count = ops.broadcast_to(ops.arange(length, dtype="int32")[None], ops.shape(segment_ids))
+        before = ops.broadcast_to(ops.arange(length, dtype="int32")[None], ops.shape(segment_ids))
+        count = before
     else:
-        count = ops.maximum(ops.cumsum(ops.cast(padding_mask, "int32"), axis=1) - 1, 0)
+        real = ops.cast(ops.cast(padding_mask, "bool"), "int32")
+        count = ops.cumsum(real, axis=1) - 1  # real tokens up to here, this one as 0
+        before = count + 1 - real
     if segment_ids is None:
-        return count
-    # The count at which a token's segment began is that at the latest change of ids: a running maximum.
-    begins = ops.concatenate(
-        [ops.ones_like(segment_ids[:, :1], dtype="bool"), ops.not_equal(segment_ids[:, 1:], segment_ids[:, :-1])],
-        axis=1,
-    )
-    start = running_maximum(ops.where(begins, count, 0))
-    return count - start
+        return ops.maximum(count, 0)
+    # A segment begins at a change of ids; the real tokens before that are a running maximum, for they never get fewer.
+    changes = ops.not_equal(segment_ids[:, 1:], segment_ids[:, :-1])
+    begins = ops.concatenate([ops.ones_like(segment_ids[:, :1], dtype="bool"), changes], axis=1)
+    return ops.maximum(count - running_maximum(ops.where(begins, before, 0)), 0)
 
 
 def running_maximum(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ _LANES = 1 << 16
 def _dropout_tensorflow(x: Tensor, rate: float, seed: keras.random.SeedGenerator) -> Tensor:
     import tensorflow as tf
 
-    threshold = round(rate * _LANES)
+    threshold = min(round(rate * _LANES), _LANES - 1)
     state = tf.cast(seed.next(), tf.int32)
     count = tf.size(x)
     words = tf.random.stateless_uniform(((count + 1) // 2,), seed=state, minval=None, maxval=None, dtype=tf.uint32)

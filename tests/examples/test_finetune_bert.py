@@ -167,6 +167,8 @@ GOOD = "text,label\n" + "".join(f"words {i},{'xy'[i % 2]}\n" for i in range(12))
         (GOOD, ["--score", "sst2"], "'negative' and 'positive'"),
         (GOOD, ["--max-length", "65"], "65 is past the model's 64 positions"),
         (GOOD, ["--validation-file", "nowhere.csv"], "nowhere.csv"),
+        (GOOD, ["--output", "data.csv"], "data.csv"),
+        (GOOD, ["--save-pretrained", "data.csv"], "data.csv"),
         (GOOD, ["--epochs", "0"], "must be above 0"),
         (GOOD, ["--batch-size", "many"], "many"),
     ],
@@ -222,7 +224,18 @@ def test_batch_losses_undo_the_running_mean():
 def test_a_whole_run(model_directory, tmp_path):
     output = tmp_path / "run"
     command = [sys.executable, str(EXAMPLES / "finetune_bert.py"), "--model", str(model_directory)]
-    command += ["--output", str(output), "--limit", "64", "--epochs", "2", "--save-pretrained", str(tmp_path / "hf")]
+    command += [
+        "--output",
+        str(output),
+        "--limit",
+        "64",
+        "--epochs",
+        "2",
+        "--max-length",
+        "32",
+        "--save-pretrained",
+        str(tmp_path / "hf"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert run.returncode == 0, run.stderr

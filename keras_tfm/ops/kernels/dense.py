@@ -50,15 +50,15 @@ def attend(request: Request) -> tuple[Tensor, Tensor]:
     else:
         weights = ops.softmax(logits, axis=-1)
     alive = None
-    if request.may_have_empty_rows:
+    if request.may_have_empty_rows and mask is not None:
         alive = ops.any(mask, axis=-1, keepdims=True)  # (batch, 1 or heads, 1 or queries, 1)
         if request.return_scores:
             weights, alive = weights * ops.cast(alive, wide), None
 
     dropped = random.dropout(ops.cast(weights, dtype), request.dropout, request.seed)
     dropped = ops.reshape(dropped, (batch, kv_heads, groups * queries, keys)) if groups > 1 else dropped
-    output = ops.matmul(dropped, value)  # (batch, kv_heads, groups * queries, head_dim)
-    output = ops.reshape(output, (batch, heads, queries, head_dim)) if groups > 1 else output
+    output = ops.matmul(dropped, value)  # (batch, kv_heads, groups * queries, value_dim)
+    output = ops.reshape(output, (batch, heads, queries, value.shape[-1])) if groups > 1 else output
     if alive is not None:  # rows without keys are zeroed where that is cheapest: head_dim columns, not `keys`
         output = output * ops.cast(alive, dtype)
     return ops.transpose(output, (0, 2, 1, 3)), weights

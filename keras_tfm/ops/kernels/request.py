@@ -37,6 +37,9 @@ class Request:
     def __post_init__(self) -> None:
         if self.scale is None:
             self.scale = 1.0 / math.sqrt(self.query.shape[-1])
+        for name in ("query_positions", "key_positions", "query_segment_ids", "key_segment_ids"):
+            if getattr(self, name) is not None:
+                setattr(self, name, ops.cast(getattr(self, name), "int32"))
 
     @property
     def num_heads(self) -> int:
@@ -89,9 +92,11 @@ class Request:
     @property
     def may_have_empty_rows(self) -> bool:
         """Whether some query might be allowed no key at all. Structure alone never does that: a query sees itself."""
-        return not (
-            self.padding_mask is None
-            and self.attention_mask is None
-            and self.query_segment_ids is None
-            and self.key_positions is None
+        told = (
+            self.padding_mask,
+            self.attention_mask,
+            self.query_segment_ids,
+            self.query_positions,
+            self.key_positions,
         )
+        return any(part is not None for part in told)
