@@ -201,7 +201,7 @@ def _match(
         key = pair.theirs if pair.in_head else prefix + pair.theirs
         if key not in entries:
             optional = pair.in_head or pair.ours.partition(".")[0] in architecture.optional
-            (new if optional else missing).append(pair.ours if optional else key)
+            (new if optional else missing).append(pair.ours.replace("._", ".") if optional else key)
             continue
         # What the variable would be written as is what the tensor must be: shapes, without any values.
         expected = pair.tensor.write(np.broadcast_to(np.zeros((), np.int8), tuple(pair.variable.shape))).shape

@@ -42,13 +42,14 @@ class TextBatches:
         length_multiple: int = 1,
         seed: int = 0,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        for name, value in (("batch_size", batch_size), ("length_multiple", length_multiple)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
         if len(texts) == 0:
             raise ValueError("There are no texts: the list is empty.")
         for index, text in enumerate(texts):
             parts = text if isinstance(text, (tuple, list)) else (text,)
-            if not all(isinstance(part, str) for part in parts):
+            if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"texts[{index}] must be a string or a pair of strings; got {text!r}.")
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -57,6 +58,7 @@ class TextBatches:
         self.length_multiple = length_multiple
         self.seed = seed
         self.epoch = -1
+        self.limit = max_length or tokenizer.max_length
         self._encodings = tokenizer.encode([tuple(t) if isinstance(t, list) else t for t in texts], max_length)
         self.lengths = np.array([len(encoding.ids) for encoding in self._encodings])
         self.next_epoch()
@@ -89,6 +91,6 @@ class TextBatches:
         rows = self._batches[index]
         longest = int(self.lengths[rows].max())
         pad_to = -(-longest // self.length_multiple) * self.length_multiple
-        if self.tokenizer.max_length is not None and longest <= self.tokenizer.max_length:
-            pad_to = min(pad_to, self.tokenizer.max_length)
+        if self.limit is not None:
+            pad_to = min(pad_to, self.limit)
         return self.tokenizer.pad([self._encodings[row] for row in rows], max(pad_to, longest))

@@ -42,6 +42,8 @@ def read_table(path: str | Path, text: str = "text", label: str = "label") -> tu
                     )
                 texts.append(row[columns[0]])
                 labels.append(row[columns[1]])
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: {error}.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
     if not texts:

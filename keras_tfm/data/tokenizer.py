@@ -63,7 +63,10 @@ class Tokenizer:
         except Exception as error:
             raise ValueError(f"{path} is not a readable tokenizer: {error}") from error
         settings_path = Path(directory) / "tokenizer_config.json"
-        settings = json.loads(settings_path.read_text("utf-8")) if settings_path.is_file() else {}
+        try:
+            settings = json.loads(settings_path.read_text("utf-8")) if settings_path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{settings_path} is not readable JSON: {error}") from error
         limit = settings.get("model_max_length")
         if max_length is None and isinstance(limit, (int, float)) and limit < 1e9:  # larger ones mean "not said"
             max_length = int(limit)
@@ -143,9 +146,12 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tokenizer.json").write_text(self._json, "utf-8")
-        if self.settings:
+        settings = {**self.settings, "padding_side": self.padding_side}
+        if self.max_length is not None:
+            settings["model_max_length"] = self.max_length
+        if settings:
             (directory / "tokenizer_config.json").write_text(
-                json.dumps(self.settings, indent=2, ensure_ascii=False), "utf-8"
+                json.dumps(settings, indent=2, ensure_ascii=False), "utf-8"
             )
 
     def to_json(self) -> dict[str, Any]:

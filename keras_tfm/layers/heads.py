@@ -128,6 +128,7 @@ class MaskedLMHead(Layer):
     def call(self, x, token_embedding):
         x = self.norm(self.activation_function(self.hidden(x)))
         logits = token_embedding(x, reverse=True)
+        logits = keras.ops.cast(logits, self.compute_dtype)
         return logits + keras.ops.cast(self.bias, logits.dtype)
 
     def compute_output_spec(self, x, token_embedding=None):

@@ -109,7 +109,7 @@ class PositionalEncoding(PositionScheme):
         self._check_length(x, positions)
         table = ops.convert_to_tensor(self.embeddings)
         if positions is None:
-            rows = table[self.offset : self.offset + ops.shape(x)[1]][None]  # (1, length, width)
+            rows = table[self.offset : self.offset + self._length(x)][None]  # (1, length, width)
         else:
             positions = ops.cast(positions, "int32") + self.offset
             rows = ops.take(table, positions, axis=0)
@@ -118,20 +118,23 @@ class PositionalEncoding(PositionScheme):
                 rows = ops.where(inside[..., None], rows, np.nan)
         return x + ops.cast(rows, x.dtype)
 
+    def _length(self, x):
+        """The sequence's length; on TensorFlow, where it may be unknown until the graph runs, checked there."""
+        if backend.NAME != "tensorflow" or x.shape[1] is not None:
+            return ops.shape(x)[1]
+        import tensorflow as tf
+
+        length = tf.shape(x)[1]
+        message = f"Sequence longer than the table of learned positions, max_length={self.max_length}."
+        with tf.control_dependencies([tf.debugging.assert_less_equal(length, self.max_length, message=message)]):
+            return tf.identity(length)
+
     def _check_length(self, x, positions) -> None:
         length = x.shape[1]
         if positions is None and length is not None and length > self.max_length:
             raise ValueError(
                 f"The sequence has {length} tokens, the table of learned positions max_length={self.max_length}. "
                 "Shorten it, or build with a larger max_length."
-            )
-        if positions is None and length is None and backend.NAME == "tensorflow" and not backend.is_symbolic(x):
-            import tensorflow as tf
-
-            tf.debugging.assert_less_equal(
-                tf.shape(x)[1],
-                self.max_length,
-                message=f"Sequence longer than the table of learned positions, max_length={self.max_length}.",
             )
         values = None if positions is None else backend.concrete(positions)
         if values is not None and values.size and (values.max() >= self.max_length or values.min() < 0):

@@ -62,7 +62,9 @@ class Residual(Layer):
             for place in ("input_norm", "residual_norm", "output_norm")
         )
         self.dropout_layer = Dropout(dropout, seed, **self.sublayer_options("dropout"))
-        self.drop_path_layer = DropPath(drop_path, derived_seed(seed, "drop_path"), **self.sublayer_options("drop_path"))
+        self.drop_path_layer = DropPath(
+            drop_path, derived_seed(seed, "drop_path"), **self.sublayer_options("drop_path")
+        )
         self.layer_scale_layer = (
             None if layer_scale is None else LayerScale(layer_scale, **self.sublayer_options("layer_scale"))
         )

@@ -183,9 +183,7 @@ class TransformerBlock(Layer):
             "num_key_value_heads": self.num_key_value_heads,
             "head_dim": self.head_dim,
         }
-        return self._part(
-            name, given, cls, **shared, use_bias=self.use_bias, dropout=dropout, **defaults
-        )
+        return self._part(name, given, cls, **shared, use_bias=self.use_bias, dropout=dropout, **defaults)
 
     def _residual(self, name: str, norm_placement: str) -> Residual:
         return Residual(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import keras
@@ -81,7 +82,8 @@ class Task(Pretrained, NamedInputsModel):
 
     def standardize(self, inputs, required=None):
         if is_text(inputs):
-            batch = self._require_tokenizer()([inputs] if isinstance(inputs, str) else list(inputs))
+            texts = [inputs] if isinstance(inputs, str) else list(inputs)
+            batch = self._require_tokenizer()(texts, self._longest())
             inputs = {name: batch[name] for name in self._input_keys if name in batch}
         return super().standardize(inputs, required)
 
@@ -134,34 +136,35 @@ class Task(Pretrained, NamedInputsModel):
         """As `keras.Model.fit`; also on raw strings, which are tokenized and batched by length. Compiles if need be."""
         if not self.compiled:
             self.compile()
+        rows = batch_size or 32
         if is_text(x):
             x = list(x)
             if validation_split:
                 cut = int(len(x) * (1 - validation_split))
-                validation_data = (x[cut:], None if y is None else np.asarray(y)[cut:])
-                x, y = x[:cut], None if y is None else np.asarray(y)[:cut]
-                sample_weight = None if sample_weight is None else np.asarray(sample_weight)[:cut]
-            x, y, sample_weight = (
-                self.dataset(x, y, batch_size=batch_size or 32, shuffle=shuffle, sample_weight=sample_weight),
-                None,
-                None,
-            )
-            options["batch_size"], validation_split = None, 0.0
+                tail = [None if part is None else np.asarray(part)[cut:] for part in (y, sample_weight)]
+                validation_data = (x[cut:], *tail)
+                y, sample_weight = (None if part is None else np.asarray(part)[:cut] for part in (y, sample_weight))
+                x, validation_split = x[:cut], 0.0
+            x = self.dataset(x, y, batch_size=rows, shuffle=shuffle, sample_weight=sample_weight)
+            y = sample_weight = None
+        if isinstance(x, TextDataset):
+            x, batch_size, shuffle = x.for_fit(), None, False  # it shuffles itself
         else:
-            options["batch_size"] = batch_size
-            options["shuffle"] = shuffle
             y = self._array_labels(x, y)
-        if isinstance(validation_data, (tuple, list)) and is_text(validation_data[0]):
-            validation_data = self.dataset(*validation_data[:2], batch_size=batch_size or 32)
-        elif isinstance(validation_data, (tuple, list)):
-            validation_data = (
-                validation_data[0],
-                self._array_labels(validation_data[0], validation_data[1]),
-                *validation_data[2:],
-            )
+        if isinstance(validation_data, (tuple, list)):
+            held_out, labels, *weights = validation_data
+            if is_text(held_out):
+                weight = weights[0] if weights else None
+                validation_data = self.dataset(held_out, labels, batch_size=rows, sample_weight=weight)
+            else:
+                validation_data = (held_out, self._array_labels(held_out, labels), *weights)
+        if isinstance(validation_data, TextDataset):
+            validation_data = validation_data.for_fit()
         return super().fit(
             x=x,
             y=y,
+            batch_size=batch_size,
+            shuffle=shuffle,
             validation_data=validation_data,
             validation_split=validation_split,
             sample_weight=sample_weight,
@@ -173,12 +176,10 @@ class Task(Pretrained, NamedInputsModel):
         if not self.compiled:
             self.compile()
         if is_text(x):
-            x, y, batch_size, sample_weight = (
-                self.dataset(x, y, batch_size=batch_size or 32, sample_weight=sample_weight),
-                None,
-                None,
-                None,
-            )
+            x = self.dataset(x, y, batch_size=batch_size or 32, sample_weight=sample_weight)
+            y = sample_weight = None
+        if isinstance(x, TextDataset):
+            x, batch_size = x.for_fit(), None
         else:
             y = self._array_labels(x, y)
         return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
@@ -204,7 +205,7 @@ class Task(Pretrained, NamedInputsModel):
         shuffle: bool = False,
         max_length: int | None = None,
         sample_weight=None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> TextDataset:
         """Raw strings as a Keras dataset for `fit`, `evaluate` and `predict`: tokenized, grouped by length, shuffled.
 
@@ -215,25 +216,27 @@ class Task(Pretrained, NamedInputsModel):
             shuffle: Another order each epoch.
             max_length: Longest row in tokens. Default: the tokenizer's and the model's limit.
             sample_weight: (rows,) or None.
-            seed: Of the shuffling.
+            seed: Of the shuffling. Default: drawn, so that `keras.utils.set_random_seed` governs it.
         """
         tokenizer = self._require_tokenizer()
-        limits = [
-            n for n in (max_length, tokenizer.max_length, self.backbone.config.max_sequence_length) if n is not None
-        ]
         # A compiled step is compiled once a shape: XLA gets few of them, the others the exact length.
         multiple = 16 if backend.NAME == "jax" or getattr(self, "jit_compile", False) else 1
         batches = TextBatches(
             list(texts),
             tokenizer,
             batch_size,
-            max_length=min(limits, default=None),
+            max_length=self._longest(max_length),
             shuffle=shuffle,
             length_multiple=multiple,
-            seed=seed,
+            seed=random.randrange(2**31) if seed is None else seed,
         )
         labels = self._check_labels(labels)
         return TextDataset(batches, self._input_keys, labels, sample_weight, self._text_labels)
+
+    def _longest(self, max_length: int | None = None) -> int | None:
+        """The longest row of tokens that the caller, the tokenizer and the model allow."""
+        limits = (max_length, self._require_tokenizer().max_length, self.backbone.config.max_sequence_length)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

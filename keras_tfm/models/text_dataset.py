@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_tfm.data import TextBatches
+from keras_tfm.ops.backend import NAME
 
 
 class TextDataset(keras.utils.PyDataset):
@@ -53,6 +54,24 @@ class TextDataset(keras.utils.PyDataset):
         if y is None:
             return (x,)
         return (x, y) if self.sample_weight is None else (x, y, self.sample_weight[rows])
+
+    def for_fit(self) -> Any:
+        """What to hand to Keras: this, or on TensorFlow the same as `tf.data` with lengths left open.
+
+        Keras would read the lengths off the first two batches and fail at the first of another length.
+        """
+        if NAME != "tensorflow":
+            return self
+        import tensorflow as tf
+
+        def epoch():
+            for index in range(len(self)):
+                yield self[index]
+            self.on_epoch_end()
+
+        signature = keras.tree.map_structure(lambda x: tf.TensorSpec([None] * np.ndim(x), x.dtype), self[0])
+        data = tf.data.Dataset.from_generator(epoch, output_signature=signature)
+        return data.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2)
 
     def on_epoch_end(self):
         if self.batches.shuffle:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from keras_tfm.ops.backend import Tensor
+from keras_tfm.ops.backend import Tensor, concrete
 
 Cache = dict[str, Tensor]
 
@@ -52,7 +52,7 @@ def update(
         positions: (batch, chunk) int32, increasing along a row's real tokens.
         padding_mask: (batch, chunk), true = a token; None when all are.
         ring: The cache wraps around and keeps each row's last `capacity` tokens. Otherwise `length` + chunk may not
-            pass the capacity, which the caller ensures.
+            pass the capacity: that raises where lengths can be read, and is the caller's to ensure in compiled code.
 
     Returns:
         The updated cache, and keys, values and their positions to attend to.
@@ -82,16 +82,9 @@ def update(
             "length": cache["length"] + count,
         }
         return kept, key, value, positions
-    if (
-        padding_mask is not None and chunk != 1
-    ):  # real tokens first, in order; what follows them is overwritten next time
-        order = ops.argsort(
-            ops.cast(ops.logical_not(padding_mask), "int32") * ops.shape(key)[1]
-            + ops.arange(ops.shape(key)[1], dtype="int32"),
-            axis=1,
-        )
-        key, value = (ops.take_along_axis(x, order[:, :, None, None], axis=1) for x in (key, value))
-        positions = ops.take_along_axis(positions, order, axis=1)
+    _check_room(cache, count, ring)
+    if padding_mask is not None and not ring:
+        return _fill(cache, key, value, positions, padding_mask, count)
     slots = cache["length"][:, None] + ops.arange(ops.shape(key)[1], dtype="int32")[None, :]  # (batch, chunk)
     slots = slots % capacity if ring else slots
     rows = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], ops.shape(slots))
@@ -107,6 +100,37 @@ def update(
         "length": cache["length"] + count,
     }
     return updated, updated["key"], updated["value"], updated["positions"]
+
+
+def _fill(cache: Cache, key: Tensor, value: Tensor, positions: Tensor, padding_mask: Tensor, count: Tensor):
+    """Append each row's real tokens: every slot takes the token that belongs there, or keeps its own."""
+    chunk = ops.shape(key)[1]
+    padded = ops.cast(ops.logical_not(padding_mask), "int32")
+    order = ops.argsort(padded * chunk + ops.arange(chunk, dtype="int32"), axis=1)  # real tokens first, in order
+    rank = ops.arange(ops.shape(cache["positions"])[1], dtype="int32")[None] - cache["length"][:, None]
+    takes = ops.logical_and(rank >= 0, rank < count[:, None])  # (batch, capacity)
+    source = ops.take_along_axis(order, ops.clip(rank, 0, chunk - 1), axis=1)
+
+    def fill(old: Tensor, new: Tensor) -> Tensor:
+        return ops.where(takes[:, :, None, None], ops.take_along_axis(new, source[:, :, None, None], axis=1), old)
+
+    filled = {
+        "key": fill(cache["key"], key),
+        "value": fill(cache["value"], value),
+        "positions": ops.where(takes, ops.take_along_axis(positions, source, axis=1), cache["positions"]),
+        "length": cache["length"] + count,
+    }
+    return filled, filled["key"], filled["value"], filled["positions"]
+
+
+def _check_room(cache: Cache, count: Tensor, ring: bool) -> None:
+    """Raise ValueError for tokens past the capacity, where the lengths can be read without cost."""
+    length, more = concrete(cache["length"]), concrete(count)
+    if ring or length is None or more is None:
+        return
+    capacity, needed = cache["positions"].shape[1], int((length + more).max(initial=0))
+    if needed > capacity:
+        raise ValueError(f"The cache has a capacity of {capacity} tokens; {needed} are needed. Make a larger one.")
 
 
 def gather_rows(cache: Cache, rows: Tensor) -> Cache:

@@ -33,8 +33,8 @@ def classifier(**options):
 
 def test_text_classifier_learns_from_strings():
     model = classifier(labels=["bad", "good"])
-    model.compile(keras.optimizers.Adam(1e-2))
-    history = model.fit(TEXTS * 8, [["bad", "good"][i] for i in LABELS * 8], batch_size=8, epochs=8, verbose=0)
+    model.compile(keras.optimizers.Adam(3e-3))
+    history = model.fit(TEXTS * 8, [["bad", "good"][i] for i in LABELS * 8], batch_size=8, epochs=25, verbose=0)
     assert history.history["loss"][-1] < 0.2
     assert model.evaluate(TEXTS, LABELS, verbose=0)[1] == 1.0
     assert numpy(model("very very good")).argmax() == 1
@@ -62,6 +62,30 @@ def test_fit_takes_arrays_datasets_and_splits():
     assert "val_accuracy" in model.fit(TEXTS, LABELS, validation_data=(TEXTS, LABELS), verbose=0).history
     assert "loss" in model.fit(model.dataset(TEXTS, LABELS, batch_size=2, shuffle=True), epochs=2, verbose=0).history
     assert "loss" in model.fit(np.array(TEXTS), LABELS, sample_weight=np.ones(6), verbose=0).history
+
+
+def test_batches_may_begin_with_equal_lengths():
+    """Keras reads TensorFlow's shapes off the first two batches."""
+    texts = ["good bad"] * 8 + ["a very good bad so good bad good"] * 4
+    model = classifier()
+    assert np.isfinite(model.evaluate(texts, [0, 1] * 6, batch_size=4, verbose=0)).all()
+    assert np.isfinite(
+        model.fit(texts, [0, 1] * 6, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"]
+    ).all()
+    assert np.isfinite(model.fit(model.dataset(texts, [0, 1] * 6, batch_size=4), verbose=0).history["loss"]).all()
+
+
+def test_long_texts_are_cut_to_the_model():
+    assert tuple(classifier()(["good " * 100]).shape) == (1, 2)
+    assert classifier().predict(["good " * 100], verbose=0).shape == (1, 2)
+
+
+def test_one_seed_gives_one_run():
+    def losses():
+        keras.utils.set_random_seed(5)
+        return classifier().fit(TEXTS * 4, LABELS * 4, batch_size=4, epochs=2, verbose=0).history["loss"]
+
+    assert losses() == pytest.approx(losses(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
