@@ -55,7 +55,7 @@ def chunkings() -> st.SearchStrategy[list[int]]:
         return [int(n) for n in np.diff(ends, prepend=0) if n]
 
     if BACKEND == "jax":  # where every other length of chunk is compiled anew
-        return st.sampled_from([[6], [1, 3, 1, 1], [3, 1, 1, 1]])
+        return st.sampled_from([[6], [1, 3, 1, 1], [3, 3]])
     return st.lists(st.integers(1, LENGTH), min_size=LENGTH, max_size=LENGTH).map(cut)
 
 
@@ -85,7 +85,7 @@ def run_cached(
     return np.concatenate(outputs, 1), cache
 
 
-@pytest.mark.parametrize("name", OPTIONS if BACKEND != "jax" else ["relative", "rotary", "window"])
+@pytest.mark.parametrize("name", OPTIONS if BACKEND != "jax" else ["rotary", "window"])
 @settings(max_examples=4 if BACKEND == "jax" else 10)
 @given(chunks=chunkings(), real=real_places() if BACKEND == "jax" else st.one_of(st.none(), real_places()))
 def test_cached_attention_is_uncached(name, chunks, real):
@@ -106,7 +106,7 @@ _layers: dict[str, keras.Layer] = {}
 
 
 @pytest.mark.parametrize("kind, name", [("decoder", "window"), ("cross", "rotary"), ("cross", "short window")])
-@pytest.mark.parametrize("chunks", [[LENGTH], [3, 1, 1, 1]], ids=str)
+@pytest.mark.parametrize("chunks", [[3, 1, 1, 1], [LENGTH]][: 1 if BACKEND == "jax" else 2], ids=str)
 def test_cached_blocks_are_uncached(kind, name, chunks):
     layer = _layers.setdefault(f"{kind} {name}", layer_of(name, kind))
     real = np.array([[1, 1, 1, 1, 0, 1], [0, 1, 1, 0, 1, 0]], bool)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import keras
 import pytest
 from helpers import fill_weights
+
+from keras_tfm import layers
 
 from .options import OPTIONS, argument_sets, build_layer, call, inputs, symbolic_inputs
 
@@ -26,11 +29,7 @@ def test_every_weight_names_its_axes(layer):
 def test_axes_mean_what_they_say():
     """Sizes chosen apart, so that an axis named wrongly has the wrong size."""
     sizes = {"embed": 24, "heads": 6, "kv_heads": 2, "head_dim": 5, "mlp": 7, "vocab": 11, "positions": 9, "classes": 3}
-    import numpy as np
-
-    from keras_tfm import layers
-
-    x = np.zeros((1, 4, 24), "float32")
+    x = keras.Input((4, 24))
     options = {"num_key_value_heads": 2, "head_dim": 5, "gated": True, "layer_scale": 0.1}
     rich = {"qk_norm": "rms_norm", "sinks": "learned", "position": "relative"}
     block = layers.TransformerDecoderBlock(

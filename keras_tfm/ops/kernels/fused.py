@@ -45,7 +45,7 @@ def attend(request: Request) -> tuple[Tensor, None]:
     if not in_words and (request.causal or request.window is not None) and not structured:
         mask = request.mask()
     alive = None
-    if request.may_have_empty_rows and (mask is not None or not request.aligned):
+    if request.may_have_empty_rows and mask is not None:
         full = request.mask() if (in_words or structured) else mask
         alive = ops.any(full, axis=-1)  # (batch, 1 or heads, 1 or queries)
         # A row without keys would be a softmax over nothing: let it see everything, then zero what it saw.
