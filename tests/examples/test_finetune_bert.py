@@ -244,7 +244,7 @@ def test_a_whole_run(model_directory, tmp_path):
     for name in ("curves.png", "confusion.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["rows"] == {"train": 64, "held out": 204}
+    assert metrics["rows"] == {"train": 64, "held out": 324}
     assert metrics["accuracy"]["majority class"] == {"held out": 0.5}
     assert len(metrics["history"]["val_accuracy"]) == 2
     accuracy = metrics["accuracy"]["fine-tuned BERT"]["held out"]
