@@ -45,3 +45,16 @@ def _same_start():
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fresh_compilations():
+    """JAX keeps every program it compiled; a thousand tests' worth of them ends the process."""
+    yield
+    if keras.backend.backend() == "jax":
+        import gc
+
+        import jax
+
+        jax.clear_caches()
+        gc.collect()

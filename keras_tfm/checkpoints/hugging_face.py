@@ -22,6 +22,7 @@ from keras_tfm.config import check_fields
 from keras_tfm.data.tokenizer import Tokenizer
 from keras_tfm.models import Backbone
 from keras_tfm.models.task import Task
+from keras_tfm.ops.backend import without_allocating
 
 logger = logging.getLogger("keras_tfm")
 WEIGHTS = "model.safetensors"
@@ -54,7 +55,7 @@ def read(
     build = _builder(cls, architecture, config, config_of_backbone, options, name, dtype)
 
     # The model without its weights tells which tensors it wants, in which shapes, before anything is allocated.
-    with keras.StatelessScope(initialize_variables=False):
+    with without_allocating():
         wanted = list(_pairs(build(), architecture))
     prefix = architecture.prefix if any(key.startswith(architecture.prefix) for key in entries) else ""
     found, new = _match(wanted, entries, prefix, architecture, directory)

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 from keras.src.backend import get_keras_mask  # no public name exists
+from keras.src.backend.common import global_state
 
 Tensor = Any
 
 NAME = keras.backend.backend()
+
+
+@contextmanager
+def without_allocating() -> Iterator[None]:
+    """Models built inside have weights with shapes and no values: for counting, and for checking a file against them.
+
+    Keras puts such weights on a list, to be filled in at the next occasion; these are taken off it.
+    """
+    waiting = list(global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", waiting)
 
 
 def implicit_mask(x: Tensor) -> Tensor | None:

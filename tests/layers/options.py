@@ -214,7 +214,11 @@ def variants(layer: str) -> list[tuple[str, dict[str, Any], dict[str, Any], Any]
     ]
     # Arguments are wired alike on every backend. torch, the quickest here, tries all; TensorFlow nearly: its encoder block
     # is its decoder block without cross-attention; JAX, which compiles each eager operation, every third of the long lists.
-    steps = {"torch": 1, "tensorflow": 4 if layer == "TransformerEncoderBlock" else 1, "jax": 3 if len(found) > 20 else 1}
+    steps = {
+        "torch": 1,
+        "tensorflow": 4 if layer == "TransformerEncoderBlock" else 1,
+        "jax": 3 if len(found) > 20 else 1,
+    }
     return found[:: steps[BACKEND]]
 
 

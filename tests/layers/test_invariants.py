@@ -187,7 +187,7 @@ def test_padding_does_not_matter(kind, name):
 def test_padding_of_the_context_does_not_matter():
     block = filled(decoder({"cross_attention": True}), X, CONTEXT)
     alone = block(X, CONTEXT[:, :CUT])
-    for real in (slice(0, CUT), slice(LENGTH - CUT, LENGTH), [0, 2, 3, 5]):
+    for real in (slice(0, CUT), slice(LENGTH - CUT, LENGTH), [0, 2, 3, 5][:CUT]):
         mask, padded = np.zeros((BATCH, LENGTH), bool), np.full_like(CONTEXT, 1e4)
         mask[:, real], padded[:, real] = True, CONTEXT[:, :CUT]
         assert_close(block(X, padded, context_padding_mask=mask), alone, 1e-5)

@@ -206,7 +206,9 @@ def test_files_give_the_same_outputs_untrained_and_trained(layer, tmp_path):
             fill_weights(made)
     assert_same_model(model, reload(model, tmp_path), given)
     model = model_of([build_layer(layer, arguments) for arguments in argument_sets(layer)[:3]])
-    if model.trainable_weights and (BACKEND != "jax" or layer in ("TransformerDecoderBlock", "TokenEmbedding")):  # a real step for a few, with their optimizer's state
+    if model.trainable_weights and (
+        BACKEND != "jax" or layer in ("TransformerDecoderBlock", "TokenEmbedding")
+    ):  # a real step for a few, with their optimizer's state
         train(model, given)
         assert_same_model(model, reload(model, tmp_path), given)
 
