@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers.base import Layer, check_choice, check_rate, derived_seed, register, serialize
@@ -91,7 +92,7 @@ class Residual(Layer):
             branch = self.layer_scale_layer(branch)
         if self.drop_path:
             branch = self.drop_path_layer(branch, training=training)
-        x = x + branch
+        x = x + ops.cast(branch, x.dtype)  # a part of another dtype does not change the stream's
         return x if self.output_norm is None else self.output_norm(x)
 
     def call(self, x, branch, training=None):

@@ -78,6 +78,7 @@ def _torch(request: Request, mask: Tensor | None, in_words: bool) -> Tensor:
 
     if request.bias is not None:
         bias = request.bias.to(request.query.dtype)
+        bias = bias.reshape((1,) * (4 - bias.ndim) + tuple(bias.shape))
         mask = bias if mask is None else torch.where(mask, bias, torch.finfo(bias.dtype).min)
     if mask is not None and mask.shape[-2] == 1:
         mask = mask.expand(*mask.shape[:-2], request.query.shape[1], mask.shape[-1])
