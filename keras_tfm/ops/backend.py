@@ -38,7 +38,8 @@ def implicit_mask(x: Tensor) -> Tensor | None:
 def device(x: Tensor | None = None) -> str:
     """Kind of device that computes: "cpu", "gpu" or "tpu". `x` decides on torch, where tensors carry their device."""
     if NAME == "torch":
-        kind = x.device.type if x is not None and hasattr(x, "device") else keras.src.backend.torch.core.get_device()
+        where = getattr(x, "device", None) or keras.src.backend.torch.core.get_device()
+        kind = getattr(where, "type", where)  # NumPy's arrays say "cpu", torch's tensors a device
         return "gpu" if str(kind).startswith("cuda") else "cpu"
     if NAME == "jax":
         import jax
