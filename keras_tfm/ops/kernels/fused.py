@@ -23,6 +23,8 @@ def refuses(request: Request) -> str | None:
         return "the fused primitive has no soft cap"
     if request.sinks is not None:
         return "the fused primitive has no sinks"
+    if NAME == "jax" and request.value.shape[-1] != request.key.shape[-1]:
+        return "JAX's fused primitive wants values as wide as keys"
     if NAME == "torch" and request.query.dtype != request.key.dtype:
         return "query and key differ in dtype"
     return None
