@@ -1,4 +1,4 @@
-"""Put what the benchmarks and the quickstart printed into README and docs, between their markers.
+"""Put what the benchmarks printed into README and docs, between their markers.
 
 python -m benchmarks.update_docs
 """
@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks import imports, training
+from benchmarks import finetune, imports, training
 from benchmarks.measure import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -36,14 +36,12 @@ def sections() -> dict[str, str]:
     for name, table in (
         ("training", lambda r: training.table(r["results"])),
         ("imports", lambda r: imports.table(r["rows"])),
+        ("finetune", lambda r: finetune.table(r["rows"])),
     ):
         path = RESULTS / f"{name}.json"
         if path.is_file():
             record = json.loads(path.read_text("utf-8"))
             found[name] = f"{table(record)}\n\n{machine(record)}"
-    path = RESULTS / "quickstart.md"
-    if path.is_file():
-        found["quickstart"] = path.read_text("utf-8").strip()
     return found
 
 
