@@ -8,6 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 KINDS = ("encoder", "decoder", "encoder_decoder")
+PATTERN_FIELDS = (
+    "num_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_dim",
+    "position",
+    "window",
+    "activation",
+    "gated",
+    "use_bias",
+    "attention",
+    "feed_forward",
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +50,17 @@ class TransformerConfig:
         attention_dropout, activation_dropout, drop_path, window, parallel: Of the blocks.
         attention, feed_forward: Further options of `MultiHeadSelfAttention` and `FeedForward`.
         pooler: BERT's dense layer with tanh on the first token.
+        embedding_dim: Width of the embeddings where it is not hidden_dim; a projection follows them (ALBERT, ELECTRA).
+        layer_pattern: Options of blocks in turn, a list of dicts that is repeated along the depth and takes the place of
+            the fields above: [{"window": 512}] * 5 + [{}] is Gemma 3's. Its keys: `PATTERN_FIELDS`.
+        layer_groups: How many blocks have weights of their own; consecutive ones share them (ALBERT: 1).
         tie_embeddings: A language model's head uses the token table.
+        head_bias: A language model's head adds a bias to the logits.
+        logit_scale, logit_softcap: What a language model's logits are multiplied with, and then capped at, softly.
         mask_zero: Token 0 is padding wherever no padding_mask is given.
         initializer_range: Standard deviation of initial weights (normal, cut at two of them).
+        metadata: What a checkpoint's config.json says beside the model, such as token ids; written back with it.
+        family: The published family whose format `save_pretrained` writes; None: the first that can express the model.
 
     Raises:
         ValueError: for sizes and options that do not fit each other, naming the field, its value and what would do.
@@ -74,9 +95,17 @@ class TransformerConfig:
     attention: dict[str, Any] | None = None
     feed_forward: dict[str, Any] | None = None
     pooler: bool = False
+    embedding_dim: int | None = None
+    layer_pattern: list[dict[str, Any]] | None = None
+    layer_groups: int | None = None
     tie_embeddings: bool = True
+    head_bias: bool = False
+    logit_scale: float | None = None
+    logit_softcap: float | None = None
     mask_zero: bool = False
     initializer_range: float = 0.02
+    metadata: dict[str, Any] | None = None
+    family: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -85,7 +114,8 @@ class TransformerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer; got {value!r}.")
-        for name in ("num_decoder_layers", "max_sequence_length", "num_key_value_heads", "head_dim", "window"):
+        optional = ("num_decoder_layers", "max_sequence_length", "num_key_value_heads", "head_dim", "window")
+        for name in (*optional, "embedding_dim", "layer_groups"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be None or a positive integer; got {value!r}.")
@@ -102,6 +132,14 @@ class TransformerConfig:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1; got {value!r}.")
+        if self.layer_groups is not None and self.num_layers % self.layer_groups:
+            raise ValueError(f"layer_groups must divide num_layers={self.num_layers}; got {self.layer_groups}.")
+        for options in self.layer_pattern or []:
+            unknown = sorted(set(options) - set(PATTERN_FIELDS))
+            if unknown:
+                raise ValueError(f"layer_pattern takes {list(PATTERN_FIELDS)}; got {unknown}.")
+        if self.layer_pattern is not None and self.layer_groups is not None:
+            raise ValueError("layer_pattern makes blocks differ, layer_groups makes them one; give either.")
         if self.position_kind == "learned" and self.max_sequence_length is None:
             raise ValueError("position='learned' needs max_sequence_length, the number of positions in its table.")
         if self.num_decoder_layers is not None and self.kind != "encoder_decoder":
@@ -117,6 +155,16 @@ class TransformerConfig:
     def position_kind(self) -> str | None:
         """The kind of `position`, whether it is given as a name or as a dict."""
         return self.position.get("kind") if isinstance(self.position, dict) else self.position
+
+    def block(self, index: int) -> dict[str, Any]:
+        """What `layer_pattern` says of a block; "attention" and "feed_forward" add to the fields of these names."""
+        if not self.layer_pattern:
+            return {}
+        options = dict(self.layer_pattern[index % len(self.layer_pattern)])
+        for part in ("attention", "feed_forward"):
+            if part in options:
+                options[part] = {**(getattr(self, part) or {}), **options[part]}
+        return options
 
     @property
     def has_final_norm(self) -> bool:

@@ -6,8 +6,10 @@ import difflib
 
 from keras_tfm.architectures.architecture import Architecture, Head
 from keras_tfm.architectures.bert import BERT
+from keras_tfm.architectures.gpt2 import GPT2
+from keras_tfm.architectures.llama import LLAMA
 
-FAMILIES: dict[str, Architecture] = {architecture.model_type: architecture for architecture in (BERT,)}
+FAMILIES: dict[str, Architecture] = {architecture.model_type: architecture for architecture in (BERT, GPT2, LLAMA)}
 
 
 def find(model_type: str | None) -> Architecture:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from keras_tfm.architectures.stored import Weights
 from keras_tfm.config import TransformerConfig
 
 # Activations by our name and by Hugging Face's. The first that fits is written back.
@@ -27,68 +27,38 @@ ACTIVATIONS = (
 
 # Keys of a config.json that do not change what the model computes.
 WITHOUT_EFFECT = frozenset(
-    [
-        *(
-            "_name_or_path",
-            "architectures",
-            "attn_implementation",
-            "dtype",
-            "finetuning_task",
-            "gradient_checkpointing",
-        ),
-        *(
-            "id2label",
-            "label2id",
-            "model_type",
-            "num_labels",
-            "problem_type",
-            "task_specific_params",
-            "tokenizer_class",
-        ),
-        *("bos_token_id", "cls_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "sep_token_id"),
-        *("chunk_size_feed_forward", "classifier_dropout", "output_attentions", "output_hidden_states", "return_dict"),
-        *("tie_word_embeddings", "torch_dtype", "torchscript", "transformers_version", "use_bfloat16", "use_cache"),
-    ]
+    """
+    _name_or_path architectures attn_implementation auto_map dtype finetuning_task gradient_checkpointing id2label
+    label2id model_type num_labels problem_type task_specific_params tokenizer_class torch_dtype torchscript
+    transformers_version bos_token_id cls_token_id eos_token_id mask_token_id pad_token_id sep_token_id
+    decoder_start_token_id forced_bos_token_id forced_eos_token_id chunk_size_feed_forward classifier_dropout
+    cross_attention_hidden_size output_attentions output_hidden_states return_dict tie_word_embeddings use_bfloat16
+    use_cache pretraining_tp max_length num_beams prefix
+    """.split()  # noqa: SIM905
+)
+
+# Those of them that a model keeps and writes back.
+METADATA = frozenset(
+    """
+    bos_token_id cls_token_id eos_token_id mask_token_id pad_token_id sep_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id tokenizer_class task_specific_params max_length num_beams prefix
+    """.split()  # noqa: SIM905
 )
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One tensor of a module: our attribute, their suffix, and the way between them."""
+class Rule:
+    """What several keys of a config.json say together, both ways.
 
-    ours: str
-    theirs: str
-    read: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] = lambda array, shape: array.reshape(shape)
-    write: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    Attributes:
+        keys: Of config.json, that the rule knows.
+        read: Their config to fields of `TransformerConfig`; a dict is merged into the field's.
+        write: Our config to keys of theirs.
+    """
 
-
-def _split(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return array.T.reshape(shape)  # (heads * head_dim, width) -> (width, heads, head_dim)
-
-
-def _merge(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return array.T.reshape(shape)  # (width, heads * head_dim) -> (heads, head_dim, width)
-
-
-# How modules are stored: torch keeps a linear layer as (out, in), Keras as (in, out), heads apart.
-LINEAR = (
-    Tensor("_kernel", "weight", lambda array, shape: array.T.reshape(shape), lambda array: array.T),
-    Tensor("bias", "bias"),
-)
-INTO_HEADS = (
-    Tensor("_kernel", "weight", _split, lambda array: array.reshape(array.shape[0], -1).T),
-    Tensor("bias", "bias", write=lambda array: array.reshape(-1)),
-)
-OUT_OF_HEADS = (
-    Tensor("_kernel", "weight", _merge, lambda array: array.reshape(-1, array.shape[-1]).T),
-    Tensor("bias", "bias"),
-)
-LAYER_NORM = (Tensor("gamma", "weight"), Tensor("beta", "bias"))
-EMBEDDING = (Tensor("embeddings", "weight"),)
-TOKEN_EMBEDDING = (Tensor("table._embeddings", "weight"),)
-VECTOR = (Tensor("", ""),)
-
-Weights = Mapping[str, tuple[str, tuple[Tensor, ...]]]
+    keys: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    write: Callable[[TransformerConfig], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -98,14 +68,20 @@ class Head:
     Attributes:
         name: Of the class in config.json's "architectures".
         weights: As `Architecture.weights`, from the task model's attributes; their names carry no prefix.
-        options: Arguments of our task model that make its head the family's.
-        lacks: Optional parts of the backbone that a model with this head goes without.
+        options: Arguments of our task model that make its head the family's; a function is given the config.
+        changes: Fields of the config that a model with this head has otherwise, such as a pooler that it goes without.
+        prefix: Before the backbone's tensor names, where it is not the architecture's.
     """
 
     name: str
     weights: Weights = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    lacks: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str | None = None
+
+    def arguments(self, config: TransformerConfig) -> dict[str, Any]:
+        """`options` for a model of this config."""
+        return {name: value(config) if callable(value) else value for name, value in self.options.items()}
 
 
 @dataclass(frozen=True)
@@ -118,12 +94,14 @@ class Architecture:
         prefix: Before the backbone's tensor names in a checkpoint with a head, such as "bert.".
         options: `TransformerConfig` fields that the family fixes.
         sizes: Key of config.json to our field; "norm.epsilon" is an entry of a dict-valued field.
+        rules: For what a table cannot say.
         defaults: What a key of `sizes` means when config.json leaves it out.
-        expects: Keys of config.json with the only value that is implemented.
+        expects: Keys of config.json with the only value that is implemented, which is also what a missing key means.
         weights: Our attribute path, with {i} for the block, to theirs and the way a module is stored.
         heads: Our task's class name to its `Head`.
         optional: Parts of the backbone that a head may lack; config.json does not speak of them.
-        unused: Tensor names (without prefix) that may be there and are not needed.
+        output: The tensors of a language model's head that lie in the backbone's token embedding; names as in heads.
+        unused: Patterns of tensor names (without prefix) that may be there and are not needed.
         without_effect: Further keys of config.json that do not change what the model computes.
     """
 
@@ -133,12 +111,30 @@ class Architecture:
     options: Mapping[str, Any]
     sizes: Mapping[str, str]
     weights: Weights
+    output: Weights = field(default_factory=dict)
     heads: Mapping[str, Head] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expects: Mapping[str, Any] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     without_effect: frozenset[str] = frozenset()
+
+    def prefix_with(self, head: Head | None) -> str:
+        """What precedes the backbone's tensor names in a file with this head; nothing without one."""
+        if head is None:
+            return ""
+        return self.prefix if head.prefix is None else head.prefix
+
+    def prefix_in(self, names: Iterable[str]) -> str:
+        """What precedes the backbone's tensor names in a file with tensors of these names."""
+        names = list(names)
+        known = [self.prefix, *(head.prefix for head in self.heads.values() if head.prefix)]
+        return next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), "")
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor, named without prefix, says nothing that the model needs."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.unused)
 
     def read_config(self, config: Mapping[str, Any]) -> tuple[TransformerConfig, list[str]]:
         """Their config.json as ours, and its keys that this library knows nothing of.
@@ -161,16 +157,14 @@ class Architecture:
             name, _, entry = ours.partition(".")
             if name == "activation":
                 value = _activation(value)
-            if entry:
-                fields[name] = {**fields.get(name, {}), entry: value}
-            else:
-                fields[name] = value
-        unknown = [
-            key
-            for key in config
-            if key not in (WITHOUT_EFFECT | self.without_effect | set(self.sizes) | set(self.expects))
-        ]
-        return TransformerConfig.from_dict(fields), unknown
+            fields = merge(fields, {name: {entry: value} if entry else value})
+        for rule in self.rules:
+            fields = merge(fields, rule.read(config))
+        known = WITHOUT_EFFECT | self.without_effect | set(self.sizes) | set(self.expects)
+        known |= {key for rule in self.rules for key in rule.keys}
+        unknown = [key for key in config if key not in known]
+        kept = {key: value for key, value in config.items() if key in METADATA | self.without_effect}
+        return TransformerConfig.from_dict({**fields, "metadata": kept or None, "family": self.model_type}), unknown
 
     def write_config(self, config: TransformerConfig) -> dict[str, Any]:
         """Ours as their config.json.
@@ -178,7 +172,7 @@ class Architecture:
         Raises:
             ValueError: for an option that differs from what the family fixes: the format has no word for it.
         """
-        written: dict[str, Any] = {"model_type": self.model_type, **self.expects}
+        written: dict[str, Any] = {**(config.metadata or {}), "model_type": self.model_type, **self.expects}
         for theirs, ours in self.sizes.items():
             name, _, entry = ours.partition(".")
             value = getattr(config, name)
@@ -191,6 +185,8 @@ class Architecture:
             if value is None:
                 value = self.defaults.get(theirs)
             written[theirs] = value
+        for rule in self.rules:
+            written |= rule.write(config)
         again, _ = self.read_config(written)
         differing = [
             name
@@ -204,13 +200,58 @@ class Architecture:
         return written
 
 
+def merge(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` with `more`, dicts entry by entry."""
+    merged = dict(fields)
+    for name, value in more.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = {**merged[name], **value} if both else value
+    return merged
+
+
 def _equivalent(name: str, one: TransformerConfig, other: TransformerConfig) -> bool:
-    """Fields that are spelled differently and mean the same."""
+    """Fields that are spelled differently and mean the same, or mean nothing to what is computed."""
+    if name in ("mask_zero", "metadata", "family"):
+        return True
+    first, second = getattr(one, name), getattr(other, name)
     if name == "attention_dropout":
-        return (one.dropout if one.attention_dropout is None else one.attention_dropout) == (
-            other.dropout if other.attention_dropout is None else other.attention_dropout
-        )
-    return name == "mask_zero"  # of inputs, not of the model
+        first, second = (c.dropout if c.attention_dropout is None else c.attention_dropout for c in (one, other))
+    elif name == "position":
+        first, second = _spelled_out(first), _spelled_out(second)
+    elif name in ("use_bias", "attention", "feed_forward"):
+        first, second = _parts(one), _parts(other)
+    elif name == "num_key_value_heads":
+        first, second = first or one.num_heads, second or other.num_heads
+    elif name == "head_dim":
+        first, second = (c.head_dim or c.hidden_dim // c.num_heads for c in (one, other))
+    elif name == "final_norm":
+        first, second = one.has_final_norm, other.has_final_norm
+    elif name == "norm":
+        first, second = ({"kind": norm} if isinstance(norm, str) else norm for norm in (first, second))
+    elif name == "embedding_dim":
+        first, second = first or one.hidden_dim, second or other.hidden_dim
+    elif name == "num_decoder_layers":
+        first, second = first or one.num_layers, second or other.num_layers
+    return first == second
+
+
+def _parts(config: TransformerConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of attention and feed-forward, the biases of each projection told."""
+    attention, feed_forward = (
+        {"use_bias": config.use_bias, **(p or {})} for p in (config.attention, config.feed_forward)
+    )
+    bias = attention["use_bias"]
+    names = ("query", "key", "value", "output")
+    attention["use_bias"] = {name: bias.get(name, True) if isinstance(bias, dict) else bias for name in names}
+    return attention, feed_forward
+
+
+def _spelled_out(position: Any) -> Any:
+    """A position scheme with its defaults."""
+    if isinstance(position, str):
+        position = {"kind": position}
+    defaults = {"rotary": {"base": 10_000.0, "fraction": 1.0, "scaling": None, "interleaved": False}}
+    return position and {**defaults.get(position.get("kind"), {}), **position}
 
 
 def _activation(name: str) -> str:

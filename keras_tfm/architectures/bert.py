@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019), as `transformers` stores it."""
 
-from keras_tfm.architectures.architecture import (
+from keras_tfm.architectures.architecture import Architecture, Head
+from keras_tfm.architectures.stored import (
     EMBEDDING,
     INTO_HEADS,
     LAYER_NORM,
@@ -8,8 +9,6 @@ from keras_tfm.architectures.architecture import (
     OUT_OF_HEADS,
     TOKEN_EMBEDDING,
     VECTOR,
-    Architecture,
-    Head,
 )
 
 BERT = Architecture(
@@ -65,10 +64,10 @@ BERT = Architecture(
             "BertForSequenceClassification", {"head.logits": ("classifier", LINEAR)}, {"pooling": "pooler"}
         ),
         "TokenClassifier": Head(
-            "BertForTokenClassification", {"head.logits": ("classifier", LINEAR)}, lacks=("pooler",)
+            "BertForTokenClassification", {"head.logits": ("classifier", LINEAR)}, changes={"pooler": False}
         ),
         "QuestionAnswerer": Head(
-            "BertForQuestionAnswering", {"head.logits": ("qa_outputs", LINEAR)}, lacks=("pooler",)
+            "BertForQuestionAnswering", {"head.logits": ("qa_outputs", LINEAR)}, changes={"pooler": False}
         ),
         "MaskedLM": Head(
             "BertForMaskedLM",
@@ -77,7 +76,7 @@ BERT = Architecture(
                 "head.norm": ("cls.predictions.transform.LayerNorm", LAYER_NORM),
                 "head.bias": ("cls.predictions.bias", VECTOR),
             },
-            lacks=("pooler",),
+            changes={"pooler": False},
         ),
     },
     optional=("pooler",),

@@ -7,17 +7,16 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 import keras_tfm
 from keras_tfm import architectures
-from keras_tfm.architectures.architecture import Architecture, Head, Tensor, Weights
+from keras_tfm.architectures.architecture import Architecture, Head
 from keras_tfm.checkpoints import tensors
+from keras_tfm.checkpoints.matching import match, pairs, some
 from keras_tfm.config import check_fields
 from keras_tfm.data.tokenizer import Tokenizer
 from keras_tfm.models import Backbone
@@ -49,29 +48,26 @@ def read(
     if "dropout" in changes:
         changes.setdefault("attention_dropout", None)
     head = architecture.heads.get(cls.__name__)
-    for part in head.lacks if head is not None else ():
-        changes.setdefault(part, False)
+    changes = {**(head.changes if head is not None else {}), **changes}
     config_of_backbone = ours.replace(**changes)
     build = _builder(cls, architecture, config, config_of_backbone, options, name, dtype)
 
     # The model without its weights tells which tensors it wants, in which shapes, before anything is allocated.
     with without_allocating():
-        wanted = list(_pairs(build(), architecture))
-    prefix = architecture.prefix if any(key.startswith(architecture.prefix) for key in entries) else ""
-    found, new = _match(wanted, entries, prefix, architecture, directory)
+        wanted = list(pairs(build(), architecture))
+    prefix = architecture.prefix_in(entries)
+    found, new = match(wanted, entries, prefix, architecture, directory)
     model = build()
     reader = tensors.Reader(entries)
-    used = set()
-    for pair in _pairs(model, architecture):
-        key = found.get(pair.theirs)
-        if key is not None:
-            used.add(key)
-            pair.variable.assign(pair.tensor.read(reader[key], tuple(pair.variable.shape)))
-    unused = sorted(key for key in entries if key not in used and key.removeprefix(prefix) not in architecture.unused)
+    for pair in pairs(model, architecture):
+        if pair.theirs in found:
+            pair.read(reader[found[pair.theirs]])
+    used = set(found.values())
+    unused = sorted(key for key in entries if key not in used and not architecture.ignores(key.removeprefix(prefix)))
     if new:
-        logger.warning("%s: these weights are not in the checkpoint and start untrained: %s.", cls.__name__, _some(new))
+        logger.warning("%s: these weights are not in the checkpoint and start untrained: %s.", cls.__name__, some(new))
     if unused:
-        logger.info("%s: the checkpoint's %s are not part of this model.", cls.__name__, _some(unused))
+        logger.info("%s: the checkpoint's %s are not part of this model.", cls.__name__, some(unused))
     if issubclass(cls, Task):
         model.tokenizer = (
             _read_tokenizer(directory) if isinstance(tokenizer, str) and tokenizer == "auto" else tokenizer
@@ -143,91 +139,12 @@ def _builder(
         options["num_classes"] = len(labels)
         if cls.__name__ == "TextClassifier":
             options.setdefault("labels", [labels[key] for key in sorted(labels, key=int)])
-    arguments = {**head.options, **options}
+    arguments = {**head.arguments(ours), **options}
 
     def build():
         return cls(Backbone(ours, name=backbone_name, dtype=dtype), name=name, **arguments)
 
     return build
-
-
-class Pair:
-    """A variable of ours and the tensor of theirs."""
-
-    def __init__(self, ours: str, theirs: str, variable: Any, tensor: Tensor, in_head: bool):
-        self.ours, self.theirs, self.variable, self.tensor, self.in_head = ours, theirs, variable, tensor, in_head
-
-
-def _pairs(model: Any, architecture: Architecture) -> Iterator[Pair]:
-    """Every variable of the model with its tensor's name (the backbone's without prefix)."""
-    backbone = model if isinstance(model, Backbone) else model.backbone
-    yield from _walk(backbone, architecture.weights, len(backbone.blocks), in_head=False)
-    if backbone is not model:
-        yield from _walk(model, architecture.heads[type(model).__name__].weights, 0, in_head=True)
-
-
-def _walk(root: Any, weights: Weights, blocks: int, *, in_head: bool) -> Iterator[Pair]:
-    for ours, (theirs, stored_as) in weights.items():
-        for i in range(blocks) if "{i}" in ours else [0]:
-            for tensor in stored_as:
-                path = ".".join(filter(None, (ours.format(i=i), tensor.ours)))
-                variable = _resolve(root, path)
-                if variable is not None:
-                    yield Pair(
-                        path, ".".join(filter(None, (theirs.format(i=i), tensor.theirs))), variable, tensor, in_head
-                    )
-
-
-def _resolve(root: Any, path: str) -> Any:
-    """The object at a dotted path; None where a part of it is None (an option that is off)."""
-    for part in path.split("."):
-        root = root[int(part)] if part.isdigit() else getattr(root, part)
-        if root is None:
-            return None
-    return root
-
-
-def _match(
-    wanted: list[Pair], entries: dict[str, tensors.Entry], prefix: str, architecture: Architecture, directory: Path
-) -> tuple[dict[str, str], list[str]]:
-    """Tensor names by wanted name; and what is not there and may start untrained (the head, the pooler).
-
-    Raises ValueError, naming tensors and shapes, if the checkpoint lacks or contradicts what the model needs.
-    """
-    found: dict[str, str] = {}
-    new: list[str] = []
-    missing: list[str] = []
-    wrong: list[str] = []
-    for pair in wanted:
-        key = pair.theirs if pair.in_head else prefix + pair.theirs
-        if key not in entries:
-            optional = pair.in_head or pair.ours.partition(".")[0] in architecture.optional
-            (new if optional else missing).append(pair.ours.replace("._", ".") if optional else key)
-            continue
-        # What the variable would be written as is what the tensor must be: shapes, without any values.
-        expected = pair.tensor.write(np.broadcast_to(np.zeros((), np.int8), tuple(pair.variable.shape))).shape
-        if entries[key].shape != expected:
-            wrong.append(f"{key}: {entries[key].shape}, where config.json implies {expected}")
-        else:
-            found[pair.theirs] = key
-    if missing:
-        raise ValueError(
-            f"{directory / WEIGHTS} lacks tensors that a {architecture.model_type!r} model of this config needs: "
-            f"{_some(missing)}."
-        )
-    heads_only = [line for line in wrong if any(line.startswith(pair.theirs) and pair.in_head for pair in wanted)]
-    if heads_only and len(heads_only) == len(wrong):
-        raise ValueError(
-            f"{directory / WEIGHTS} has a head of another size: {_some(wrong)}. Give its num_classes, "
-            "or load the backbone and put a new head on it."
-        )
-    if wrong:
-        raise ValueError(f"{directory / WEIGHTS} disagrees with its config.json: {_some(wrong)}.")
-    return found, new
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def write(model: Any, directory: str | Path) -> None:
@@ -245,11 +162,10 @@ def write(model: Any, directory: str | Path) -> None:
                 f"it has {sorted(architecture.heads)}."
             )
         head = architecture.heads[type(model).__name__]
-        for option, value in head.options.items():
-            if getattr(model, option) != value:
-                raise ValueError(
-                    f"The format of {head.name} cannot express {option}={getattr(model, option)!r}; only {value!r}."
-                )
+        for option, value in head.arguments(backbone.config).items():
+            given = model.get_config()[option]
+            if given != value:
+                raise ValueError(f"The format of {head.name} cannot express {option}={given!r}; only {value!r}.")
     config["architectures"] = [architecture.base if head is None else head.name]
     config["dtype"] = "float32"
     tokenizer = getattr(model, "tokenizer", None)
@@ -259,16 +175,17 @@ def write(model: Any, directory: str | Path) -> None:
         labels = getattr(model, "labels", None) or [f"LABEL_{i}" for i in range(model.num_classes)]
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
-    prefix = architecture.prefix if head is not None else ""
+    prefix = architecture.prefix_with(head)
     arrays = {}
-    for pair in _pairs(model, architecture):
-        if head is not None and pair.ours.partition(".")[0] in head.lacks:
+    for pair in pairs(model, architecture):
+        if head is not None and head.changes.get(pair.part) is False:
             logger.info("%s: %s is no part of a %s, so it is not written.", type(model).__name__, pair.ours, head.name)
             continue
+        if backbone is model and pair.in_head:
+            logger.info("Backbone: %s belongs to a language model's head, so it is not written.", pair.ours)
+            continue
         key = pair.theirs if pair.in_head else prefix + pair.theirs
-        arrays[key] = np.ascontiguousarray(
-            pair.tensor.write(keras.ops.convert_to_numpy(pair.variable)).astype(np.float32)
-        )
+        arrays[key] = np.ascontiguousarray(pair.write().astype(np.float32))
 
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
@@ -284,6 +201,9 @@ def write(model: Any, directory: str | Path) -> None:
 
 def _architecture_of(backbone: Backbone) -> tuple[Architecture, dict[str, Any]]:
     """The family that can express this backbone, and its config.json."""
+    if backbone.config.family is not None:
+        architecture = architectures.find(backbone.config.family)
+        return architecture, architecture.write_config(backbone.config)
     reasons = []
     for architecture in architectures.FAMILIES.values():
         try:

@@ -36,6 +36,7 @@ class Attention(Layer):
         head_dim: int | None = None,
         *,
         qk_norm: Any = None,
+        qk_norm_scope: str = "head",
         logit_softcap: float | None = None,
         scale: float | None = None,
         dropout: float = 0.0,
@@ -61,6 +62,9 @@ class Attention(Layer):
                 check_choice("use_bias", name, PROJECTIONS)
         if qk_norm is not None:
             norms.check(qk_norm)
+        check_choice("qk_norm_scope", qk_norm_scope, ("head", "all_heads"))
+        if qk_norm is None and qk_norm_scope != "head":
+            raise ValueError(f"qk_norm_scope={qk_norm_scope!r} says how qk_norm works; give qk_norm too.")
         check_choice("output_gate", output_gate, (None, "headwise", "elementwise"))
         check_choice("sinks", sinks, (None, "learned", "off_by_one"))
         check_choice("kernel", kernel, ("auto", *KERNELS))
@@ -70,6 +74,7 @@ class Attention(Layer):
         self.num_key_value_heads = num_key_value_heads
         self.head_dim = head_dim
         self.qk_norm = serialize(qk_norm)
+        self.qk_norm_scope = qk_norm_scope
         self.logit_softcap = logit_softcap
         self.scale = scale
         self.dropout = dropout
@@ -142,25 +147,40 @@ class Attention(Layer):
             )
         self.query_norm = self.key_norm = None
         if self.qk_norm is not None:
-            self.query_norm = norms.make(self.qk_norm, **self.sublayer_options("query_norm"))
-            self.key_norm = norms.make(self.qk_norm, **self.sublayer_options("key_norm"))
-            for layer in (self.query_norm, self.key_norm):
-                layer.build((None, None, None, head_dim))
-                norms.annotate(layer, "head_dim")
+            self.query_norm = self._head_norm("query_norm", heads)
+            self.key_norm = self._head_norm("key_norm", kv_heads)
         self.sink_logits = None
         if self.sinks == "learned":
             self.sink_logits = self.add_weight(name="sink_logits", shape=(heads,), initializer="zeros")
             logical_axes(self.sink_logits, "heads")
 
+    def _head_norm(self, name: str, heads: int) -> keras.layers.Layer:
+        """A normalization of queries or keys, (batch, length, heads, head_dim), with weights as the scope says."""
+        norm = norms.make(self.qk_norm, **self.sublayer_options(name))
+        width = self._head_dim * (heads if self.qk_norm_scope == "all_heads" else 1)
+        norm.build((None, None, width))
+        norms.annotate(norm, "heads" if self.qk_norm_scope == "all_heads" else "head_dim")
+        return norm
+
     # Calling ---------------------------------------------------------------------------------------------------------
 
     def _queries(self, x):
         query = project(self.query, x)  # (batch, queries, heads, head_dim)
-        return query if self.query_norm is None else self.query_norm(query)
+        return self._normalized(self.query_norm, query)
 
     def _keys_and_values(self, x):
         key, value = project(self.key, x), project(self.value, x)  # (batch, keys, kv_heads, head_dim)
-        return (key if self.key_norm is None else self.key_norm(key)), value
+        return self._normalized(self.key_norm, key), value
+
+    def _normalized(self, norm, x):
+        """Queries or keys behind their norm, which looks at each head or at all heads together."""
+        if norm is None:
+            return x
+        if self.qk_norm_scope == "head":
+            return norm(x)
+        shape = ops.shape(x)
+        joined = ops.reshape(x, (*shape[:2], x.shape[2] * x.shape[3]))  # (batch, length, heads * head_dim)
+        return ops.reshape(norm(joined), shape)
 
     def _score_options(self, training) -> dict[str, Any]:
         sinks = self.sink_logits

@@ -21,6 +21,7 @@ class ClassificationHead(Layer):
         hidden_dim: Width of a hidden layer before them (RoBERTa's head); None for none (BERT's).
         activation: Of the hidden layer.
         dropout: Before each projection.
+        use_bias: Of the projections.
         kernel_initializer: Of the projections.
 
     Call arguments:
@@ -33,6 +34,7 @@ class ClassificationHead(Layer):
         hidden_dim: int | None = None,
         activation: Any = "tanh",
         dropout: float = 0.0,
+        use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs,
     ):
@@ -45,10 +47,11 @@ class ClassificationHead(Layer):
         self.hidden_dim = hidden_dim
         self.activation = activation
         self.dropout = dropout
+        self.use_bias = use_bias
         self.kernel_initializer = kernel_initializer
         self.supports_masking = True
         self.dropout_layer = Dropout(dropout, **self.sublayer_options("dropout"))
-        options = {"kernel_initializer": kernel_initializer}
+        options = {"kernel_initializer": kernel_initializer, "use_bias": use_bias}
         self.hidden = None
         if hidden_dim is not None:
             self.hidden = keras.layers.Dense(
@@ -84,6 +87,8 @@ class MaskedLMHead(Layer):
         vocabulary_size: Logits.
         activation: Of the hidden layer.
         norm: As in the blocks.
+        hidden_dim: Width of the hidden layer, that of the table. Default: the input's.
+        use_bias: Of the hidden layer.
         kernel_initializer: Of the hidden layer.
 
     Call arguments:
@@ -99,12 +104,16 @@ class MaskedLMHead(Layer):
         vocabulary_size: int,
         activation: Any = "gelu",
         norm: Any = "layer_norm",
+        hidden_dim: int | None = None,
+        use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_positive(vocabulary_size=vocabulary_size)
+        check_positive(vocabulary_size=vocabulary_size, hidden_dim=hidden_dim)
         self.vocabulary_size = vocabulary_size
+        self.hidden_dim = hidden_dim
+        self.use_bias = use_bias
         self.activation = activation
         norms.check(norm)
         self.kernel_initializer = kernel_initializer
@@ -114,13 +123,13 @@ class MaskedLMHead(Layer):
         self.norm = norms.make(self._given["norm"], **self.sublayer_options("norm"))
 
     def build(self, x_shape):
-        self.hidden = keras.layers.Dense(
-            x_shape[-1], kernel_initializer=self.kernel_initializer, **self.sublayer_options("hidden")
-        )
+        width = self.hidden_dim or x_shape[-1]
+        options = {"use_bias": self.use_bias, "kernel_initializer": self.kernel_initializer}
+        self.hidden = keras.layers.Dense(width, **options, **self.sublayer_options("hidden"))
         self.hidden.build(x_shape)
         logical_axes(getattr(self.hidden, "_kernel", None), "embed", "mlp")
         logical_axes(self.hidden.bias, "mlp")
-        self.norm.build(x_shape)
+        self.norm.build((*x_shape[:-1], width))
         norms.annotate(self.norm, "embed")
         self.bias = self.add_weight(name="bias", shape=(self.vocabulary_size,), initializer="zeros")
         logical_axes(self.bias, "vocab")

@@ -29,6 +29,7 @@ class MultiHeadSelfAttention(Attention):
         position: "rotary", "alibi", "relative", a dict of options with a "kind", or a `PositionScheme` layer.
         qk_norm: "rms_norm", "layer_norm", a dict of options, or a layer: normalizes each head of queries and keys
             (Henry et al. 2020; Dehghani et al. 2023).
+        qk_norm_scope: "head", or "all_heads" for statistics and weights over all heads together (OLMo 2).
         logit_softcap: Scores become cap * tanh(scores / cap) (Gemma 2).
         scale: Of the scores. Default: head_dim ** -0.5.
         dropout: Of attention weights, while training.
@@ -70,6 +71,7 @@ class MultiHeadSelfAttention(Attention):
         dropout: float = 0.0,
         use_bias: bool | dict[str, bool] = True,
         *,
+        qk_norm_scope: str = "head",
         scale: float | None = None,
         output_gate: str | None = None,
         sinks: str | None = None,
@@ -86,6 +88,7 @@ class MultiHeadSelfAttention(Attention):
             num_key_value_heads,
             head_dim,
             qk_norm=qk_norm,
+            qk_norm_scope=qk_norm_scope,
             logit_softcap=logit_softcap,
             scale=scale,
             dropout=dropout,

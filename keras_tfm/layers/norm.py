@@ -7,8 +7,9 @@ from typing import Any
 import keras
 
 from keras_tfm.layers.base import check_choice, check_options, deserialize, is_serialized, logical_axes
+from keras_tfm.layers.rms_norm import RMSNormalization
 
-KINDS = {"layer_norm": keras.layers.LayerNormalization, "rms_norm": keras.layers.RMSNormalization}
+KINDS = {"layer_norm": keras.layers.LayerNormalization, "rms_norm": RMSNormalization}
 DEFAULT_EPSILON = {"layer_norm": 1e-5, "rms_norm": 1e-6}
 
 

@@ -21,6 +21,9 @@ class TokenEmbedding(Layer):
         mask_zero: Token 0 is padding: the output carries a Keras mask.
         scale: Factor on the embeddings, such as hidden_dim ** 0.5 (Vaswani et al. 2017, 3.4); not on the logits.
         tied: The head uses the table itself; False gives it one of its own, (hidden_dim, vocabulary_size).
+        output_bias: The head adds a bias to its logits.
+        logit_scale: What logits are multiplied with (Cohere; T5's hidden_dim ** -0.5).
+        logit_softcap: Logits then become cap * tanh(logits / cap) (Gemma 2).
         embeddings_initializer: Of the table. `embeddings_regularizer` likewise.
 
     Call arguments:
@@ -38,6 +41,9 @@ class TokenEmbedding(Layer):
         *,
         scale: float | None = None,
         tied: bool = True,
+        output_bias: bool = False,
+        logit_scale: float | None = None,
+        logit_softcap: float | None = None,
         embeddings_initializer: Any = "uniform",
         embeddings_regularizer: Any = None,
         **kwargs,
@@ -48,7 +54,12 @@ class TokenEmbedding(Layer):
         self.hidden_dim = hidden_dim
         self.mask_zero = mask_zero
         self.scale = scale
+        if logit_softcap is not None and logit_softcap <= 0:
+            raise ValueError(f"logit_softcap must be positive; got {logit_softcap}.")
         self.tied = tied
+        self.output_bias = output_bias
+        self.logit_scale = logit_scale
+        self.logit_softcap = logit_softcap
         self.embeddings_initializer = embeddings_initializer
         self.embeddings_regularizer = embeddings_regularizer
         self.supports_masking = True
@@ -69,13 +80,27 @@ class TokenEmbedding(Layer):
         logical_axes(getattr(self.table, "_embeddings", None), "vocab", "embed")
         if not self.tied:
             logical_axes(self.table.reverse_embeddings, "embed", "vocab")
+        self.bias = None
+        if self.output_bias:
+            self.bias = self.add_weight(name="bias", shape=(self.vocabulary_size,), initializer="zeros")
+            logical_axes(self.bias, "vocab")
 
     def call(self, x, reverse=False):
         if reverse:
-            return self.table(x, reverse=True)
+            return self._logits(x)
         check_token_ids(x, self.vocabulary_size)
         embedded = self.table(x)  # (batch, length, hidden_dim)
         return embedded if self.scale is None else embedded * ops.cast(self.scale, embedded.dtype)
+
+    def _logits(self, x):
+        logits = self.table(x, reverse=True)  # (..., vocabulary_size)
+        if self.bias is not None:
+            logits = logits + ops.cast(self.bias, logits.dtype)
+        if self.logit_scale is not None:
+            logits = logits * ops.cast(self.logit_scale, logits.dtype)
+        if self.logit_softcap is not None:
+            logits = self.logit_softcap * ops.tanh(logits / self.logit_softcap)
+        return logits
 
     def compute_mask(self, x, previous_mask=None):
         if not self.mask_zero or "float" in str(x.dtype):

@@ -53,9 +53,9 @@ class Backbone(Pretrained, NamedInputsModel):
         "sequence_output" and the encoder's as "encoder_sequence_output".
 
     Attributes:
-        token_embedding, position_embedding, token_type_embedding, embedding_norm, blocks, final_norm, pooler: the
-            layers (None where there is none); of an encoder-decoder also decoder_position_embedding,
-            decoder_embedding_norm, decoder_blocks, decoder_final_norm.
+        token_embedding, position_embedding, token_type_embedding, embedding_norm, embedding_projection, blocks,
+            final_norm, pooler: the layers (None where there is none); of an encoder-decoder also
+            decoder_position_embedding, decoder_embedding_norm, decoder_blocks, decoder_final_norm.
     """
 
     def __init__(
@@ -79,10 +79,13 @@ class Backbone(Pretrained, NamedInputsModel):
         initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
         token_embedding = TokenEmbedding(
             config.vocabulary_size,
-            config.hidden_dim,
+            config.embedding_dim or config.hidden_dim,
             mask_zero=config.mask_zero,
             scale=config.embedding_scale,
             tied=config.tie_embeddings,
+            output_bias=config.head_bias,
+            logit_scale=config.logit_scale,
+            logit_softcap=config.logit_softcap,
             embeddings_initializer=initializer,
             name="token_embedding",
             dtype=dtype,

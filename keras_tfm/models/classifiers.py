@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_tfm.layers import ClassificationHead, Pooling
-from keras_tfm.layers.base import check_positive, register
+from keras_tfm.layers.base import check_options, check_positive, register
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
 from keras_tfm.models.task import Task
@@ -20,9 +20,13 @@ def sequence_output(hidden: Any) -> Any:
     return hidden["sequence_output"] if isinstance(hidden, dict) else hidden
 
 
-def _head(backbone: Backbone, num_classes: int, dropout: float, dtype: Any) -> ClassificationHead:
+def _head(
+    backbone: Backbone, num_classes: int, dropout: float, given: dict[str, Any] | None, dtype: Any
+) -> ClassificationHead:
     initializer = keras.initializers.TruncatedNormal(stddev=backbone.config.initializer_range)
-    return ClassificationHead(num_classes, dropout=dropout, kernel_initializer=initializer, name="head", dtype=dtype)
+    check_options("head", given or {}, ClassificationHead)
+    options = {"dropout": dropout, "kernel_initializer": initializer, **(given or {})}
+    return ClassificationHead(num_classes, **options, name="head", dtype=dtype)
 
 
 @register
@@ -36,6 +40,7 @@ class TextClassifier(Task):
         pooling: "first", "last", "mean", "max", or "pooler" (BERT's). Default: the pooler where there is one, else the
             first token of an encoder and the last of a decoder.
         dropout: Before the projection. Default: the backbone's.
+        head: Further options of `ClassificationHead`, a dict, such as {"hidden_dim": 768}.
         tokenizer: For raw strings.
 
     Calling it gives logits, (batch, num_classes).
@@ -56,6 +61,7 @@ class TextClassifier(Task):
         labels: list[str] | None = None,
         pooling: str | None = None,
         dropout: float | None = None,
+        head: dict[str, Any] | None = None,
         tokenizer: Any = None,
         **kwargs,
     ):
@@ -71,11 +77,12 @@ class TextClassifier(Task):
         self.labels = None if labels is None else [str(label) for label in labels]
         self.pooling = pooling
         self.dropout = backbone.config.dropout if dropout is None else dropout
+        self.head_options = head
         super().__init__(backbone, tokenizer=tokenizer, **kwargs)
 
     def _head_parts(self, backbone, dtype):
         pool = None if self.pooling == "pooler" else Pooling(self.pooling, name="pooling", dtype=dtype)
-        return {"pool": pool, "head": _head(backbone, self.num_classes, self.dropout, dtype)}
+        return {"pool": pool, "head": _head(backbone, self.num_classes, self.dropout, self.head_options, dtype)}
 
     def _apply_head(self, hidden, inputs, training):
         pooled = (
@@ -123,6 +130,7 @@ class TextClassifier(Task):
             "labels": self.labels,
             "pooling": self.pooling,
             "dropout": self.dropout,
+            "head": self.head_options,
         }
 
 
@@ -134,6 +142,7 @@ class TokenClassifier(Task):
         backbone: An encoder or decoder.
         num_classes: Logits a token.
         dropout: Before the projection. Default: the backbone's.
+        head: Further options of `ClassificationHead`, a dict, such as {"hidden_dim": 768}.
         tokenizer: For raw strings in `predict`.
 
     Calling it gives logits, (batch, length, num_classes). Labels are (batch, length) int, negative (-100) where a token
@@ -143,15 +152,23 @@ class TokenClassifier(Task):
     kinds = ("encoder", "decoder")
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, *, dropout: float | None = None, tokenizer: Any = None, **kwargs
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        dropout: float | None = None,
+        head: dict[str, Any] | None = None,
+        tokenizer: Any = None,
+        **kwargs,
     ):
         check_positive(num_classes=num_classes)
         self.num_classes = num_classes
         self.dropout = backbone.config.dropout if dropout is None else dropout
+        self.head_options = head
         super().__init__(backbone, tokenizer=tokenizer, **kwargs)
 
     def _head_parts(self, backbone, dtype):
-        return {"head": _head(backbone, self.num_classes, self.dropout, dtype)}
+        return {"head": _head(backbone, self.num_classes, self.dropout, self.head_options, dtype)}
 
     def _apply_head(self, hidden, inputs, training):
         return self.head(sequence_output(hidden), training=training)
@@ -163,7 +180,8 @@ class TokenClassifier(Task):
         return [TokenAccuracy()]
 
     def get_config(self):
-        return {**super().get_config(), "num_classes": self.num_classes, "dropout": self.dropout}
+        head = {"dropout": self.dropout, "head": self.head_options}
+        return {**super().get_config(), "num_classes": self.num_classes, **head}
 
 
 @register
@@ -173,6 +191,7 @@ class QuestionAnswerer(Task):
     Args:
         backbone: An encoder or decoder.
         dropout: Before the projection. Default: 0, as BERT's.
+        head: Further options of `ClassificationHead`, a dict.
         tokenizer: For raw (question, text) pairs in `predict`.
 
     Calling it gives {"start_logits", "end_logits"}, each (batch, length) float32 with -1e9 at padded places. Labels are a
@@ -181,12 +200,24 @@ class QuestionAnswerer(Task):
 
     kinds = ("encoder", "decoder")
 
-    def __init__(self, backbone: Backbone, *, dropout: float = 0.0, tokenizer: Any = None, **kwargs):
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        dropout: float = 0.0,
+        head: dict[str, Any] | None = None,
+        tokenizer: Any = None,
+        **kwargs,
+    ):
         self.dropout = dropout
+        self.head_options = head
         super().__init__(backbone, tokenizer=tokenizer, **kwargs)
 
     def _head_parts(self, backbone, dtype):
-        return {"head": _head(backbone, 2, self.dropout, dtype), "spans": SpanLogits(name="spans", dtype="float32")}
+        return {
+            "head": _head(backbone, 2, self.dropout, self.head_options, dtype),
+            "spans": SpanLogits(name="spans", dtype="float32"),
+        }
 
     def _apply_head(self, hidden, inputs, training):
         logits = self.head(sequence_output(hidden), training=training)  # (batch, length, 2)
@@ -200,7 +231,7 @@ class QuestionAnswerer(Task):
         return {"start_logits": [TokenAccuracy()], "end_logits": [TokenAccuracy()]}
 
     def get_config(self):
-        return {**super().get_config(), "dropout": self.dropout}
+        return {**super().get_config(), "dropout": self.dropout, "head": self.head_options}
 
 
 @register

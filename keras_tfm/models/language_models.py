@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 
 from keras_tfm.layers import MaskedLMHead
-from keras_tfm.layers.base import register
+from keras_tfm.layers.base import check_options, register
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
 from keras_tfm.models.task import Task
@@ -30,6 +32,7 @@ class MaskedLM(LanguageModel):
 
     Args:
         backbone: An encoder.
+        head: Further options of `MaskedLMHead`, a dict.
         tokenizer: For raw strings in `predict`.
 
     Calling it gives logits, (batch, length, vocabulary_size). Labels are (batch, length) int, -100 where nothing was
@@ -38,17 +41,27 @@ class MaskedLM(LanguageModel):
 
     kinds = ("encoder",)
 
+    def __init__(self, backbone: Backbone, *, head: dict[str, Any] | None = None, tokenizer: Any = None, **kwargs: Any):
+        check_options("head", head or {}, MaskedLMHead)
+        self.head_options = head
+        super().__init__(backbone, tokenizer=tokenizer, **kwargs)
+
     def _head_parts(self, backbone, dtype):
         config = backbone.config
-        initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-        return {
-            "head": MaskedLMHead(
-                config.vocabulary_size, config.activation, config.norm, initializer, name="head", dtype=dtype
-            )
+        options = {
+            "activation": config.activation,
+            "norm": config.norm,
+            "hidden_dim": config.embedding_dim,
+            "kernel_initializer": keras.initializers.TruncatedNormal(stddev=config.initializer_range),
+            **(self.head_options or {}),
         }
+        return {"head": MaskedLMHead(config.vocabulary_size, **options, name="head", dtype=dtype)}
 
     def _apply_head(self, hidden, inputs, training):
         return self.head(hidden["sequence_output"], token_embedding=self.backbone.token_embedding)
+
+    def get_config(self):
+        return {**super().get_config(), "head": self.head_options}
 
 
 @register

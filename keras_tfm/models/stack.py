@@ -16,6 +16,7 @@ from keras_tfm.layers import (
 )
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers import position as positions_
+from keras_tfm.layers.base import clone_initializer
 from keras_tfm.ops import kv_cache
 
 
@@ -70,44 +71,57 @@ class Stack:
             norms.make(config.norm, name=f"{prefix}embedding_norm", **options) if config.embedding_norm else None
         )
         self.embedding_dropout = Dropout(config.dropout, name=f"{prefix}embedding_dropout", **options)
-        block = TransformerDecoderBlock if decoder else TransformerEncoderBlock
-        count = (config.num_decoder_layers or config.num_layers) if cross_attention else config.num_layers
-        self.blocks = [
-            block(
-                config.num_heads,
-                config.intermediate_dim,
-                norm=config.norm,
-                norm_placement=config.norm_placement,
-                dropout=config.dropout,
-                num_key_value_heads=config.num_key_value_heads,
-                head_dim=config.head_dim,
-                window=config.window,
-                position=in_blocks,
-                activation=config.activation,
-                gated=config.gated,
-                use_bias=config.use_bias,
-                attention_dropout=config.attention_dropout,
-                activation_dropout=config.activation_dropout,
-                # Stochastic depth grows linearly with depth (Huang et al. 2016, section 3).
-                drop_path=config.drop_path * index / max(count - 1, 1),
-                parallel=config.parallel,
-                attention=config.attention,
-                feed_forward=config.feed_forward,
-                kernel_initializer=initializer,
-                name=f"{prefix}block_{index}",
-                **({"cross_attention": True} if cross_attention else {}),
+        self.embedding_projection = None
+        if config.embedding_dim is not None and config.embedding_dim != config.hidden_dim:
+            self.embedding_projection = keras.layers.Dense(
+                config.hidden_dim,
+                kernel_initializer=clone_initializer(initializer),
+                name=f"{prefix}embedding_projection",
                 **options,
             )
-            for index in range(count)
+        block = TransformerDecoderBlock if decoder else TransformerEncoderBlock
+        count = (config.num_decoder_layers or config.num_layers) if cross_attention else config.num_layers
+        groups = config.layer_groups or count
+        common: dict[str, Any] = dict(
+            num_heads=config.num_heads,
+            intermediate_dim=config.intermediate_dim,
+            norm=config.norm,
+            norm_placement=config.norm_placement,
+            dropout=config.dropout,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            window=config.window,
+            position=in_blocks,
+            activation=config.activation,
+            gated=config.gated,
+            use_bias=config.use_bias,
+            attention_dropout=config.attention_dropout,
+            activation_dropout=config.activation_dropout,
+            parallel=config.parallel,
+            attention=config.attention,
+            feed_forward=config.feed_forward,
+            kernel_initializer=initializer,
+            **({"cross_attention": True} if cross_attention else {}),
+            **options,
+        )
+        distinct = [
+            block(
+                # Stochastic depth grows linearly with depth (Huang et al. 2016, section 3).
+                drop_path=config.drop_path * index / max(groups - 1, 1),
+                name=f"{prefix}block_{index}",
+                **{**common, **config.block(index)},
+            )
+            for index in range(groups)
         ]
+        self.blocks = [distinct[index * groups // count] for index in range(count)]
         self.final_norm = (
             norms.make(config.norm, name=f"{prefix}final_norm", **options) if config.has_final_norm else None
         )
 
     def parts(self) -> dict[str, Any]:
         """The layers by the attribute names that a backbone gives them."""
-        names = ("position_embedding", "token_type_embedding", "embedding_norm", "blocks", "final_norm")
-        return {name: getattr(self, name) for name in names}
+        embedding = ("position_embedding", "token_type_embedding", "embedding_norm", "embedding_projection")
+        return {name: getattr(self, name) for name in (*embedding, "blocks", "final_norm")}
 
     def run(
         self,
@@ -135,6 +149,8 @@ class Stack:
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.embedding_dropout(x, training=training)
+        if self.embedding_projection is not None:
+            x = self.embedding_projection(x)
         options: dict[str, Any] = {
             "padding_mask": padding_mask,
             "attention_mask": attention_mask,

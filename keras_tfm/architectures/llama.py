@@ -1,0 +1,117 @@
+"""Llama, Llama 2 and Llama 3 (Touvron et al. 2023; Dubey et al. 2024), as `transformers` stores them.
+
+Its names and sizes are those of many later families, which take the tables from here.
+"""
+
+from keras_tfm.architectures.architecture import Architecture, Head, Rule
+from keras_tfm.architectures.rotary import rope
+from keras_tfm.architectures.stored import (
+    INTO_HEADS,
+    LINEAR,
+    OUT_OF_HEADS,
+    OUTPUT_EMBEDDING,
+    RMS_NORM,
+    TOKEN_EMBEDDING,
+)
+
+OPTIONS = {
+    "kind": "decoder",
+    "norm": {"kind": "rms_norm"},
+    "norm_placement": "pre",
+    "gated": True,
+}
+SIZES = {
+    "vocab_size": "vocabulary_size",
+    "hidden_size": "hidden_dim",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "intermediate_size": "intermediate_dim",
+    "max_position_embeddings": "max_sequence_length",
+    "hidden_act": "activation",
+    "attention_dropout": "attention_dropout",
+    "rms_norm_eps": "norm.epsilon",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_embeddings",
+}
+DEFAULTS = {
+    "num_key_value_heads": None,
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 2048,
+}
+# Where a model may set the width of its heads; absent or null, it is the width over the heads.
+HEAD_DIM = Rule(
+    ("head_dim",),
+    lambda config: {"head_dim": config.get("head_dim")},
+    lambda config: {"head_dim": config.head_dim or config.hidden_dim // config.num_heads},
+)
+BIASES = Rule(
+    ("attention_bias", "mlp_bias"),
+    lambda config: {
+        "attention": {"use_bias": bool(config.get("attention_bias"))},
+        "feed_forward": {"use_bias": bool(config.get("mlp_bias"))},
+    },
+    lambda config: {
+        "attention_bias": (config.attention or {}).get("use_bias", config.use_bias),
+        "mlp_bias": (config.feed_forward or {}).get("use_bias", config.use_bias),
+    },
+)
+WEIGHTS = {
+    "token_embedding": ("embed_tokens", TOKEN_EMBEDDING),
+    "blocks.{i}.attention.query": ("layers.{i}.self_attn.q_proj", INTO_HEADS),
+    "blocks.{i}.attention.key": ("layers.{i}.self_attn.k_proj", INTO_HEADS),
+    "blocks.{i}.attention.value": ("layers.{i}.self_attn.v_proj", INTO_HEADS),
+    "blocks.{i}.attention.output_projection": ("layers.{i}.self_attn.o_proj", OUT_OF_HEADS),
+    "blocks.{i}.attention_residual.input_norm": ("layers.{i}.input_layernorm", RMS_NORM),
+    "blocks.{i}.feed_forward.gate": ("layers.{i}.mlp.gate_proj", LINEAR),
+    "blocks.{i}.feed_forward.up": ("layers.{i}.mlp.up_proj", LINEAR),
+    "blocks.{i}.feed_forward.down": ("layers.{i}.mlp.down_proj", LINEAR),
+    "blocks.{i}.feed_forward_residual.input_norm": ("layers.{i}.post_attention_layernorm", RMS_NORM),
+    "final_norm": ("norm", RMS_NORM),
+}
+OUTPUT = {"token_embedding": ("lm_head", OUTPUT_EMBEDDING)}
+
+
+def heads(name: str, *tasks: str, question_prefix: str | None = None) -> dict[str, Head]:
+    """The heads that `transformers` gives most decoders, under a family's class names, such as "Llama"."""
+    untied = {"tie_embeddings": True}
+    every = {
+        "CausalLM": Head(f"{name}ForCausalLM"),
+        "TextClassifier": Head(
+            f"{name}ForSequenceClassification",
+            {"head.logits": ("score", LINEAR)},
+            {"pooling": "last", "dropout": 0.0, "head": {"use_bias": False}},
+            untied,
+        ),
+        "TokenClassifier": Head(f"{name}ForTokenClassification", {"head.logits": ("score", LINEAR)}, changes=untied),
+        "QuestionAnswerer": Head(
+            f"{name}ForQuestionAnswering",
+            {"head.logits": ("qa_outputs", LINEAR)},
+            changes=untied,
+            prefix=question_prefix,
+        ),
+    }
+    return {task: every[task] for task in tasks or every}
+
+
+LLAMA = Architecture(
+    model_type="llama",
+    base="LlamaModel",
+    prefix="model.",
+    options=OPTIONS,
+    sizes=SIZES,
+    defaults=DEFAULTS,
+    rules=(
+        rope(),
+        HEAD_DIM,
+        BIASES,
+    ),
+    weights=WEIGHTS,
+    output=OUTPUT,
+    heads=heads("Llama", question_prefix="transformer."),
+    unused=("layers.*.self_attn.rotary_emb.inv_freq",),
+)

@@ -1,0 +1,112 @@
+"""Rotary positions as config.json files state them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras_tfm.architectures.architecture import Rule
+from keras_tfm.config import TransformerConfig
+
+KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings")
+# Entries of their scaling dict to the options of ours, by kind.
+_SHARED = {"factor": "factor", "original_max_position_embeddings": "original_max_length"}
+_ENTRIES: dict[str, dict[str, str]] = {
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},  # its original length is max_position_embeddings
+    "yarn": {
+        **_SHARED,
+        **{key: key for key in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")},
+    },
+    "llama3": {**_SHARED, "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
+    "longrope": {
+        **_SHARED,
+        **{key: key for key in ("short_factor", "long_factor", "attention_factor")},
+    },
+}
+_SAME_KIND = {"su": "longrope", "mrope": "default"}
+
+
+def read_rope(parameters: Mapping[str, Any], config: Mapping[str, Any], base: float = 10_000.0) -> dict[str, Any]:
+    """One "rope_parameters" (or the older "rope_scaling") as options of `RotaryEmbedding`.
+
+    Args:
+        parameters: The dict, with "rope_theta" where it is the newer kind.
+        config: The whole config.json, for what lies outside of the dict.
+        base: Where nothing is said.
+
+    Raises:
+        ValueError: for a kind of scaling, or an entry of it, that is not implemented.
+    """
+    parameters = {key: value for key, value in parameters.items() if value is not None}
+    kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
+    parameters.pop("type", None)
+    kind = _SAME_KIND.get(kind, kind)
+    theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or base
+    fraction = parameters.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
+    position: dict[str, Any] = {"kind": "rotary", "base": float(theta), "fraction": float(fraction)}
+    if kind == "default":
+        return position
+    if kind not in _ENTRIES:
+        raise ValueError(f"config.json asks for rotary scaling {kind!r}; implemented are {sorted(_ENTRIES)}.")
+    entries = _ENTRIES[kind]
+    unknown = sorted(set(parameters) - set(entries) - {"original_max_position_embeddings", "finetuned"})
+    if unknown:
+        raise ValueError(f"config.json gives rotary scaling {kind!r} the entries {unknown}, which are not implemented.")
+    scaling = {"kind": kind} | {entries[key]: value for key, value in parameters.items() if key in entries}
+    if kind != "linear" and "original_max_length" not in scaling:
+        original = None if kind == "dynamic" else config.get("original_max_position_embeddings")
+        scaling["original_max_length"] = original or config["max_position_embeddings"]
+    if kind == "longrope" and "factor" not in scaling:
+        scaling["factor"] = config["max_position_embeddings"] / scaling["original_max_length"]
+    return {**position, "scaling": scaling}
+
+
+def write_rope(position: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `read_rope`: one "rope_parameters"."""
+    scaling = position.get("scaling")
+    written: dict[str, Any] = {"rope_theta": position.get("base", 10_000.0), "rope_type": "default"}
+    if position.get("fraction", 1.0) != 1.0:
+        written["partial_rotary_factor"] = position["fraction"]
+    if scaling is None:
+        return written
+    theirs = {ours: key for key, ours in _ENTRIES[scaling["kind"]].items()}
+    return written | {"rope_type": scaling["kind"]} | {theirs[k]: v for k, v in scaling.items() if k in theirs}
+
+
+def rope(base: float = 10_000.0, fraction: float = 1.0, **fixed: Any) -> Rule:
+    """The rule of families with one rotary embedding.
+
+    Args:
+        base, fraction: What config.json means where it says nothing.
+        fixed: Options of `RotaryEmbedding` that the family fixes, such as interleaved=True.
+    """
+
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        return {
+            "position": {
+                **read_rope(
+                    {"partial_rotary_factor": config.get("partial_rotary_factor") or fraction, **parameters},
+                    config,
+                    base,
+                ),
+                **fixed,
+            }
+        }
+
+    def write(config: TransformerConfig) -> dict[str, Any]:
+        position = config.position if isinstance(config.position, dict) else {"kind": config.position}
+        if position.get("kind") != "rotary":
+            raise ValueError(f"its positions are rotary; this model's are {config.position!r}")
+        written = write_rope(position)
+        scaling = {key: value for key, value in written.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        # The newer name and the older ones, for readers of either age.
+        return {
+            "rope_parameters": written,
+            "rope_theta": written["rope_theta"],
+            "rope_scaling": scaling if position.get("scaling") else None,
+            "partial_rotary_factor": position.get("fraction", 1.0),
+        }
+
+    return Rule(KEYS, read, write)

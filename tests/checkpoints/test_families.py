@@ -1,0 +1,152 @@
+"""Every family's outputs, gradients and files against `transformers` on torch, run beside us."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import numpy as np
+import pytest
+from helpers import numpy, weight_gradients
+from keras import ops
+
+import keras_tfm as tfm
+from checkpoints.families import FAMILIES, Case
+from keras_tfm import architectures
+from keras_tfm.checkpoints.matching import pairs
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+LENGTH = 11
+TOLERANCE = 1e-5
+RUNS = [
+    *((family, None, task) for family, case in FAMILIES.items() for task in case.models),
+    *((family, variant, next(iter(case.models))) for family, case in FAMILIES.items() for variant in case.variants),
+]
+
+
+def reference(case: Case, variant: str | None, task: str):
+    """Theirs, with every tensor perturbed, so that no start value hides a mistake."""
+    torch.manual_seed(0)
+    options = case.options | case.variants.get(variant, {}) | {"pad_token_id": case.pad}
+    if task in ("TextClassifier", "TokenClassifier"):
+        options |= {"num_labels": 5}
+    config = getattr(transformers, case.config)(**options, attn_implementation="eager")
+    model = getattr(transformers, case.models[task])(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def batch_for(case: Case, encoder_decoder: bool) -> dict[str, np.ndarray]:
+    """Rows unpadded, right-padded and, where theirs can take it, left-padded."""
+    rng = np.random.default_rng(0)
+    mask = np.ones((3, LENGTH), bool)
+    mask[1, 7:] = False
+    mask[2, :4] = not case.left
+    ids = np.where(mask, rng.integers(3, case.options["vocab_size"], mask.shape), case.pad).astype("int32")
+    inputs = {"token_ids": ids, "padding_mask": mask}
+    if encoder_decoder:
+        inputs["decoder_token_ids"] = rng.integers(3, case.options["vocab_size"], (3, 6)).astype("int32")
+    return inputs
+
+
+def outputs_of(model, inputs):
+    """Theirs, positions counted over real tokens where they can be told."""
+    mask = inputs["padding_mask"]
+    tensors = {"input_ids": inputs["token_ids"], "attention_mask": mask}
+    if "decoder_token_ids" in inputs:
+        tensors["decoder_input_ids"] = inputs["decoder_token_ids"]
+    if "position_ids" in inspect.signature(model.forward).parameters and not mask[:, 0].all():
+        tensors["position_ids"] = np.maximum(np.cumsum(mask, -1) - 1, 0)
+    result = model(**{name: torch.from_numpy(x.astype("int64")) for name, x in tensors.items()})
+    return {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+
+
+def agreeing(task, ours, theirs):
+    """Ours beside theirs, as a list of arrays or tensors that should agree."""
+    if task == "Backbone":
+        found = [(ours["sequence_output"] if isinstance(ours, dict) else ours, theirs["last_hidden_state"])]
+        if isinstance(ours, dict) and "pooled_output" in ours:
+            found.append((ours["pooled_output"], theirs["pooler_output"]))
+        if isinstance(ours, dict) and "encoder_sequence_output" in ours:
+            found.append((ours["encoder_sequence_output"], theirs["encoder_last_hidden_state"]))
+        return found
+    if task == "QuestionAnswerer":
+        return [(ours[name], theirs[name]) for name in ("start_logits", "end_logits")]
+    return [(ours, theirs["logits"])]
+
+
+def compare(task, ours, theirs, mask):
+    for a, b in agreeing(task, numpy(ours), theirs):
+        b = b.detach().numpy()
+        if a.shape[:2] == mask.shape:
+            a, b = a[mask], b[mask]
+        difference = np.abs(a - b).max() / np.abs(b).max()
+        assert difference <= TOLERANCE, f"{difference:.1e}"
+
+
+@pytest.mark.parametrize(("family", "variant", "task"), RUNS, ids=[" ".join(filter(None, run)) for run in RUNS])
+def test_outputs_are_the_references_and_files_go_back(family, variant, task, tmp_path):
+    from safetensors.numpy import load_file
+
+    case = FAMILIES[family]
+    theirs = reference(case, variant, task)
+    theirs.save_pretrained(tmp_path / "theirs")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*nothing is known of.*")
+        ours = getattr(tfm, task).from_pretrained(tmp_path / "theirs")
+    inputs = batch_for(case, "decoder_token_ids" in ours._required_keys)
+    with torch.no_grad():
+        expected = outputs_of(theirs, inputs)
+    compare(task, ours(inputs), expected, inputs["padding_mask"])
+
+    ours.save_pretrained(tmp_path / "ours")
+    again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
+    assert not any(info.values()), info
+    with torch.no_grad():
+        for name, value in outputs_of(again.eval(), inputs).items():
+            np.testing.assert_array_equal(value, expected[name])
+    before, after = (load_file(tmp_path / who / "model.safetensors") for who in ("theirs", "ours"))
+    assert set(before) == set(after)
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_the_references(family, tmp_path):
+    case = FAMILIES[family]
+    task = next(iter(case.models))
+    theirs = reference(case, None, task)
+    theirs.save_pretrained(tmp_path)
+    ours = getattr(tfm, task).from_pretrained(tmp_path)
+    inputs = batch_for(case, "decoder_token_ids" in ours._required_keys)
+
+    expected = outputs_of(theirs, inputs)["logits"]
+    shape = tuple(expected.shape)
+    weights = np.cos(np.arange(np.prod(shape))).reshape(shape).astype("float32") / np.prod(shape) ** 0.5
+    if shape[:2] == inputs["padding_mask"].shape:
+        weights = weights * inputs["padding_mask"][..., None]
+    (expected * torch.from_numpy(weights)).sum().backward()
+    by_name = dict(theirs.named_parameters())
+
+    gradients = weight_gradients(ours, lambda: ops.sum(ours(inputs) * ops.convert_to_tensor(weights)))
+    architecture = architectures.find(family)
+    compared = 0
+    largest = max(float(p.grad.abs().max()) for p in by_name.values() if p.grad is not None)
+    for pair in pairs(ours, architecture):
+        name = pair.theirs if pair.in_head else architecture.prefix + pair.theirs
+        if name not in by_name or by_name[name].grad is None:
+            continue
+        mine = pair.tensor.join([gradients[v.path] for v in pair.variables])
+        their = by_name[name].grad.numpy()
+        assert np.abs(mine - their).max() <= 1e-4 * max(np.abs(their).max(), 1e-2 * largest), name
+        compared += 1
+    assert compared >= 0.9 * len(by_name)
+
+
+def test_every_family_is_compared():
+    assert set(architectures.FAMILIES) - {"bert"} <= set(FAMILIES)
+    for name, case in FAMILIES.items():
+        assert {"Backbone", *architectures.find(name).heads} == set(case.models), name
