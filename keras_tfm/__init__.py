@@ -1,8 +1,18 @@
 """Every transformer, from the same few Keras layers."""
 
 from keras_tfm import checkpoints, data, layers, models, ops
+from keras_tfm.checkpoints import from_pretrained
 from keras_tfm.config import TransformerConfig
-from keras_tfm.models import Backbone, CausalLM, MaskedLM, QuestionAnswerer, Seq2SeqLM, TextClassifier, TokenClassifier
+from keras_tfm.models import (
+    Backbone,
+    CausalLM,
+    MaskedLM,
+    QuestionAnswerer,
+    Seq2SeqLM,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -12,10 +22,12 @@ __all__ = [
     "QuestionAnswerer",
     "Seq2SeqLM",
     "TextClassifier",
+    "TextEmbedder",
     "TokenClassifier",
     "TransformerConfig",
     "checkpoints",
     "data",
+    "from_pretrained",
     "layers",
     "models",
     "ops",

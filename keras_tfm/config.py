@@ -7,6 +7,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+EMBEDDING_POSITIONS = ("learned", "sinusoidal")  # kinds that are added to embeddings; the others act in attention
 KINDS = ("encoder", "decoder", "encoder_decoder")
 PATTERN_FIELDS = (
     "num_heads",
@@ -39,6 +40,7 @@ class TransformerConfig:
         num_key_value_heads: Key/value heads. Default: num_heads.
         head_dim: Width of a head. Default: hidden_dim // num_heads.
         position: "learned", "sinusoidal", "rotary", "alibi", "relative", a dict of options with a "kind", or None.
+        attention_position: One that acts in attention, beside a `position` that is added to embeddings (MPNet, DeBERTa).
         token_type_vocabulary_size: Kinds of `token_type_ids` (BERT: 2); 0 for none.
         embedding_norm: Normalize the sum of embeddings (BERT).
         embedding_scale: Factor on token embeddings, such as hidden_dim ** 0.5.
@@ -48,9 +50,11 @@ class TransformerConfig:
         activation, gated, use_bias: Of the blocks.
         dropout: Of embeddings and residual branches; also of attention weights unless `attention_dropout` is given.
         attention_dropout, activation_dropout, drop_path, window, parallel: Of the blocks.
-        attention, feed_forward: Further options of `MultiHeadSelfAttention` and `FeedForward`.
+        attention, feed_forward: Further options of `MultiHeadSelfAttention` and `FeedForward`; cross-attention has those
+            of self-attention that it takes.
         pooler: BERT's dense layer with tanh on the first token.
-        embedding_dim: Width of the embeddings where it is not hidden_dim; a projection follows them (ALBERT, ELECTRA).
+        embedding_dim: Width of the embeddings, which a projection to hidden_dim then follows (ALBERT, ELECTRA). Default:
+            hidden_dim, and no projection.
         layer_pattern: Options of blocks in turn, a list of dicts that is repeated along the depth and takes the place of
             the fields above: [{"window": 512}] * 5 + [{}] is Gemma 3's. Its keys: `PATTERN_FIELDS`.
         layer_groups: How many blocks have weights of their own; consecutive ones share them (ALBERT: 1).
@@ -77,6 +81,7 @@ class TransformerConfig:
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     position: Any = "learned"
+    attention_position: Any = None
     token_type_vocabulary_size: int = 0
     embedding_norm: bool = False
     embedding_scale: float | None = None
@@ -142,6 +147,15 @@ class TransformerConfig:
             raise ValueError("layer_pattern makes blocks differ, layer_groups makes them one; give either.")
         if self.position_kind == "learned" and self.max_sequence_length is None:
             raise ValueError("position='learned' needs max_sequence_length, the number of positions in its table.")
+        if self.attention_position is not None and self.position_kind not in (None, *EMBEDDING_POSITIONS):
+            raise ValueError(
+                f"position={self.position!r} acts in attention, as attention_position={self.attention_position!r} does; "
+                "give either."
+            )
+        if kind_of(self.attention_position) in EMBEDDING_POSITIONS:
+            raise ValueError(
+                f"attention_position={self.attention_position!r} is added to embeddings; give it as position."
+            )
         if self.num_decoder_layers is not None and self.kind != "encoder_decoder":
             raise ValueError(
                 f"num_decoder_layers belongs to kind='encoder_decoder'; this is {self.kind!r}, whose blocks are num_layers."
@@ -154,7 +168,7 @@ class TransformerConfig:
     @property
     def position_kind(self) -> str | None:
         """The kind of `position`, whether it is given as a name or as a dict."""
-        return self.position.get("kind") if isinstance(self.position, dict) else self.position
+        return kind_of(self.position)
 
     def block(self, index: int) -> dict[str, Any]:
         """What `layer_pattern` says of a block; "attention" and "feed_forward" add to the fields of these names."""
@@ -185,6 +199,11 @@ class TransformerConfig:
         """A copy with some fields changed."""
         check_fields(changes)
         return dataclasses.replace(self, **changes)
+
+
+def kind_of(position: Any) -> str | None:
+    """The kind of a position scheme, whether it is given as a name or as a dict."""
+    return position.get("kind") if isinstance(position, dict) else position
 
 
 def check_fields(fields: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ def test_survives_json():
         (dict(num_layers=0), ["num_layers", "0"]),
         (dict(dropout=1.5), ["dropout", "1.5"]),
         (dict(position="learned"), ["learned", "max_sequence_length"]),
+        (dict(attention_position="alibi"), ["rotary", "attention_position='alibi'", "either"]),
+        (dict(position=None, attention_position="sinusoidal"), ["attention_position='sinusoidal'", "position"]),
         (dict(num_decoder_layers=2), ["num_decoder_layers", "encoder_decoder"]),
         (dict(pooler=True), ["pooler", "encoder"]),
         (dict(token_type_vocabulary_size=2), ["token_type_vocabulary_size", "encoder"]),

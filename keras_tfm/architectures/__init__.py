@@ -4,12 +4,67 @@ from __future__ import annotations
 
 import difflib
 
+from keras_tfm.architectures.albert import ALBERT
 from keras_tfm.architectures.architecture import Architecture, Head
 from keras_tfm.architectures.bert import BERT
+from keras_tfm.architectures.bloom import BLOOM
+from keras_tfm.architectures.camembert import CAMEMBERT
+from keras_tfm.architectures.distilbert import DISTILBERT
+from keras_tfm.architectures.electra import ELECTRA
+from keras_tfm.architectures.gemma import GEMMA
+from keras_tfm.architectures.gemma2 import GEMMA2
+from keras_tfm.architectures.gemma3 import GEMMA3_TEXT
 from keras_tfm.architectures.gpt2 import GPT2
+from keras_tfm.architectures.gpt_neox import GPT_NEOX
 from keras_tfm.architectures.llama import LLAMA
+from keras_tfm.architectures.mistral import MISTRAL
+from keras_tfm.architectures.mt5 import MT5
+from keras_tfm.architectures.mpnet import MPNET
+from keras_tfm.architectures.olmo2 import OLMO2
+from keras_tfm.architectures.opt import OPT
+from keras_tfm.architectures.phi3 import PHI3
+from keras_tfm.architectures.qwen2 import QWEN2
+from keras_tfm.architectures.qwen3 import QWEN3
+from keras_tfm.architectures.roberta import ROBERTA
+from keras_tfm.architectures.smollm3 import SMOLLM3
+from keras_tfm.architectures.t5 import T5
+from keras_tfm.architectures.xlm_roberta import XLM_ROBERTA
 
-FAMILIES: dict[str, Architecture] = {architecture.model_type: architecture for architecture in (BERT, GPT2, LLAMA)}
+FAMILIES: dict[str, Architecture] = {
+    architecture.model_type: architecture
+    for architecture in (
+        ALBERT,
+        BERT,
+        BLOOM,
+        CAMEMBERT,
+        DISTILBERT,
+        ELECTRA,
+        GEMMA,
+        GEMMA2,
+        GEMMA3_TEXT,
+        GPT2,
+        GPT_NEOX,
+        LLAMA,
+        MISTRAL,
+        MT5,
+        MPNET,
+        OLMO2,
+        OPT,
+        PHI3,
+        QWEN2,
+        QWEN3,
+        ROBERTA,
+        SMOLLM3,
+        T5,
+        XLM_ROBERTA,
+    )
+}
+
+
+def by_preference() -> list[Architecture]:
+    """All families, in the order in which a model that names none is offered to them: the plain ones first."""
+    plain = ("bert", "gpt2", "llama", "t5", "bart")
+    return sorted(FAMILIES.values(), key=lambda a: plain.index(a.model_type) if a.model_type in plain else len(plain))
 
 
 def find(model_type: str | None) -> Architecture:

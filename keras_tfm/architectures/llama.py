@@ -3,6 +3,8 @@
 Its names and sizes are those of many later families, which take the tables from here.
 """
 
+from typing import Any
+
 from keras_tfm.architectures.architecture import Architecture, Head, Rule
 from keras_tfm.architectures.rotary import rope
 from keras_tfm.architectures.stored import (
@@ -43,23 +45,37 @@ DEFAULTS = {
     "tie_word_embeddings": False,
     "max_position_embeddings": 2048,
 }
-# Where a model may set the width of its heads; absent or null, it is the width over the heads.
-HEAD_DIM = Rule(
-    ("head_dim",),
-    lambda config: {"head_dim": config.get("head_dim")},
-    lambda config: {"head_dim": config.head_dim or config.hidden_dim // config.num_heads},
-)
-BIASES = Rule(
-    ("attention_bias", "mlp_bias"),
-    lambda config: {
-        "attention": {"use_bias": bool(config.get("attention_bias"))},
-        "feed_forward": {"use_bias": bool(config.get("mlp_bias"))},
-    },
-    lambda config: {
-        "attention_bias": (config.attention or {}).get("use_bias", config.use_bias),
-        "mlp_bias": (config.feed_forward or {}).get("use_bias", config.use_bias),
-    },
-)
+
+
+def head_dim(default: int | None = None) -> Rule:
+    """The rule of families that may set the width of heads; null is the width over the heads, as `default` may be."""
+    return Rule(
+        ("head_dim",),
+        lambda config: {"head_dim": config.get("head_dim", default)},
+        lambda config: {"head_dim": config.head_dim or config.hidden_dim // config.num_heads},
+    )
+
+
+def bias(key: str, part: str) -> Rule:
+    """The rule of a key that says whether a part, "attention" or "feed_forward", has biases."""
+    return Rule(
+        (key,),
+        lambda config: {part: {"use_bias": bool(config.get(key))}},
+        lambda config: {key: (getattr(config, part) or {}).get("use_bias", config.use_bias)},
+    )
+
+
+def qk_norm(epsilon: float = 1e-6, **options: Any) -> Rule:
+    """The rule of families whose queries and keys have norms with the blocks' epsilon; `options` are those of attention."""
+    norm = {"kind": "rms_norm", **options.pop("norm", {})}
+    return Rule(
+        (),
+        lambda config: {"attention": {"qk_norm": {**norm, "epsilon": config.get("rms_norm_eps", epsilon)}, **options}},
+        lambda config: {},
+    )
+
+
+ATTENTION_BIAS = bias("attention_bias", "attention")
 WEIGHTS = {
     "token_embedding": ("embed_tokens", TOKEN_EMBEDDING),
     "blocks.{i}.attention.query": ("layers.{i}.self_attn.q_proj", INTO_HEADS),
@@ -73,11 +89,19 @@ WEIGHTS = {
     "blocks.{i}.feed_forward_residual.input_norm": ("layers.{i}.post_attention_layernorm", RMS_NORM),
     "final_norm": ("norm", RMS_NORM),
 }
+QK_NORM = {
+    "blocks.{i}.attention.query_norm": ("layers.{i}.self_attn.q_norm", RMS_NORM),
+    "blocks.{i}.attention.key_norm": ("layers.{i}.self_attn.k_norm", RMS_NORM),
+}
 OUTPUT = {"token_embedding": ("lm_head", OUTPUT_EMBEDDING)}
+UNUSED = ("layers.*.self_attn.rotary_emb.inv_freq",)
 
 
-def heads(name: str, *tasks: str, question_prefix: str | None = None) -> dict[str, Head]:
-    """The heads that `transformers` gives most decoders, under a family's class names, such as "Llama"."""
+def heads(name: str, *tasks: str, question_prefix: str | None = None, tokens: str = "score") -> dict[str, Head]:
+    """The heads that `transformers` gives most decoders, under a family's class names, such as "Llama".
+
+    `tokens` is what the token classifier's projection is called.
+    """
     untied = {"tie_embeddings": True}
     every = {
         "CausalLM": Head(f"{name}ForCausalLM"),
@@ -87,7 +111,7 @@ def heads(name: str, *tasks: str, question_prefix: str | None = None) -> dict[st
             {"pooling": "last", "dropout": 0.0, "head": {"use_bias": False}},
             untied,
         ),
-        "TokenClassifier": Head(f"{name}ForTokenClassification", {"head.logits": ("score", LINEAR)}, changes=untied),
+        "TokenClassifier": Head(f"{name}ForTokenClassification", {"head.logits": (tokens, LINEAR)}, changes=untied),
         "QuestionAnswerer": Head(
             f"{name}ForQuestionAnswering",
             {"head.logits": ("qa_outputs", LINEAR)},
@@ -105,13 +129,9 @@ LLAMA = Architecture(
     options=OPTIONS,
     sizes=SIZES,
     defaults=DEFAULTS,
-    rules=(
-        rope(),
-        HEAD_DIM,
-        BIASES,
-    ),
+    rules=(rope(), head_dim(), ATTENTION_BIAS, bias("mlp_bias", "feed_forward")),
     weights=WEIGHTS,
     output=OUTPUT,
     heads=heads("Llama", question_prefix="transformer."),
-    unused=("layers.*.self_attn.rotary_emb.inv_freq",),
+    unused=UNUSED,
 )

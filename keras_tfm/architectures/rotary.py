@@ -54,9 +54,10 @@ def read_rope(parameters: Mapping[str, Any], config: Mapping[str, Any], base: fl
     if unknown:
         raise ValueError(f"config.json gives rotary scaling {kind!r} the entries {unknown}, which are not implemented.")
     scaling = {"kind": kind} | {entries[key]: value for key, value in parameters.items() if key in entries}
-    if kind != "linear" and "original_max_length" not in scaling:
+    if kind != "linear":  # what lies outside of the dict goes before what lies in it
         original = None if kind == "dynamic" else config.get("original_max_position_embeddings")
-        scaling["original_max_length"] = original or config["max_position_embeddings"]
+        inside = scaling.get("original_max_length")
+        scaling["original_max_length"] = original or inside or config["max_position_embeddings"]
     if kind == "longrope" and "factor" not in scaling:
         scaling["factor"] = config["max_position_embeddings"] / scaling["original_max_length"]
     return {**position, "scaling": scaling}
@@ -74,15 +75,20 @@ def write_rope(position: Mapping[str, Any]) -> dict[str, Any]:
     return written | {"rope_type": scaling["kind"]} | {theirs[k]: v for k, v in scaling.items() if k in theirs}
 
 
-def rope(base: float = 10_000.0, fraction: float = 1.0, **fixed: Any) -> Rule:
+def rope(
+    base: float = 10_000.0, fraction: float = 1.0, names: Mapping[str, str] | None = None, **fixed: Any
+) -> Rule:
     """The rule of families with one rotary embedding.
 
     Args:
         base, fraction: What config.json means where it says nothing.
+        names: Keys that older files of the family have for "rope_theta" and "partial_rotary_factor", to these.
         fixed: Options of `RotaryEmbedding` that the family fixes, such as interleaved=True.
     """
+    older = dict(names or {})
 
     def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        config = {**config, **{key: config[name] for name, key in older.items() if name in config}}
         parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
         return {
             "position": {
@@ -102,11 +108,13 @@ def rope(base: float = 10_000.0, fraction: float = 1.0, **fixed: Any) -> Rule:
         written = write_rope(position)
         scaling = {key: value for key, value in written.items() if key not in ("rope_theta", "partial_rotary_factor")}
         # The newer name and the older ones, for readers of either age.
+        flat = {"rope_theta": written["rope_theta"], "partial_rotary_factor": position.get("fraction", 1.0)}
         return {
             "rope_parameters": written,
-            "rope_theta": written["rope_theta"],
             "rope_scaling": scaling if position.get("scaling") else None,
-            "partial_rotary_factor": position.get("fraction", 1.0),
+            **flat,
+            **{name: flat[key] for name, key in older.items()},
+            **{key: value for key, value in scaling.items() if key == "original_max_position_embeddings"},
         }
 
-    return Rule(KEYS, read, write)
+    return Rule((*KEYS, *older), read, write)

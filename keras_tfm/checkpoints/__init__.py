@@ -14,10 +14,25 @@ def _read(cls: type, source: str | Path, **options: Any) -> Any:
     return hugging_face.read(cls, source, **options)
 
 
-def _write(model: Any, directory: str | Path) -> None:
+def _write(model: Any, directory: str | Path, **options: Any) -> None:
     from keras_tfm.checkpoints import hugging_face
 
-    hugging_face.write(model, directory)
+    hugging_face.write(model, directory, **options)
+
+
+def from_pretrained(source: str | Path, **options: Any) -> Any:
+    """Read a checkpoint as what it is: the task whose head it has, or the bare `Backbone`.
+
+    Args:
+        source: A Hugging Face directory or hub id.
+        options: As of `Backbone.from_pretrained` and its like.
+
+    Example:
+        >>> model = keras_tfm.from_pretrained("path/to/a/llama")  # a CausalLM
+    """
+    from keras_tfm.checkpoints import hugging_face
+
+    return hugging_face.read_any(source, **options)
 
 
 Pretrained.read_checkpoint = staticmethod(_read)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import ml_dtypes
 import numpy as np
 
 from keras_tfm.architectures.architecture import Architecture
@@ -34,11 +36,15 @@ class Pair:
         """Their tensor into our variables."""
         values = self.tensor.split(array, [tuple(variable.shape) for variable in self.variables])
         for variable, value in zip(self.variables, values, strict=True):
-            variable.assign(value)
+            variable.assign(np.array(value))  # a copy: JAX may keep the very memory, and the file's is not ours
 
     def write(self) -> np.ndarray:
         """Our variables as their tensor."""
-        return self.tensor.join([keras.ops.convert_to_numpy(variable) for variable in self.variables])
+        return np.ascontiguousarray(self.tensor.join([_values(variable) for variable in self.variables]))
+
+    def byte_count(self) -> int:
+        """Of their tensor, in the dtype of our variables."""
+        return math.prod(self.shape()) * item_size(self.variables[0])
 
     def shape(self) -> tuple[int, ...]:
         """Of their tensor: what our variables would be written as, found without their values."""
@@ -46,37 +52,54 @@ class Pair:
         return self.tensor.join([np.broadcast_to(nothing, tuple(v.shape)) for v in self.variables]).shape
 
 
+def item_size(variable: Any) -> int:
+    """Bytes of one number of a variable."""
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    return np.dtype(getattr(ml_dtypes, dtype, None) or dtype).itemsize
+
+
+def _values(variable: Any) -> np.ndarray:
+    """A variable's values, in its own dtype; NumPy knows bfloat16 by `ml_dtypes`."""
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    if dtype == "bfloat16":
+        exact = keras.ops.convert_to_numpy(keras.ops.cast(variable.value, "float32"))
+        return exact.astype(ml_dtypes.bfloat16)
+    return keras.ops.convert_to_numpy(variable.value)
+
+
 def pairs(model: Any, architecture: Architecture) -> Iterator[Pair]:
     """Every variable of the model with its tensor, in the order of the architecture's tables."""
     backbone = model if isinstance(model, Backbone) else model.backbone
-    yield from _walk(backbone, architecture.weights, in_head=False)
+    yield from _walk(backbone, architecture.weights_of(backbone.config), in_head=False)
     if backbone is model or isinstance(model, LanguageModel):
         yield from _walk(backbone, architecture.output, in_head=True)
-    if backbone is not model:
-        yield from _walk(model, architecture.heads[type(model).__name__].weights, in_head=True)
+    head = architecture.heads.get(type(model).__name__)
+    if head is not None:
+        yield from _walk(model, head.weights, in_head=True)
 
 
 def _walk(root: Any, weights: Weights, *, in_head: bool) -> Iterator[Pair]:
     seen: set[int] = set()  # layers that blocks share are written once
     for ours, (theirs, layout) in weights.items():
         paths = (ours,) if isinstance(ours, str) else ours
-        for i in range(_blocks(root, paths[0])):
+        for group, i in enumerate(_blocks(root, paths[0])):
             for tensor in layout:
                 full = [".".join(filter(None, (path.format(i=i), tensor.ours))) for path in paths]
                 variables = [_resolve(root, path) for path in full]
                 if any(variable is None for variable in variables) or id(variables[0]) in seen:
                     continue
                 seen.add(id(variables[0]))
-                name = ".".join(filter(None, (theirs.format(i=i), tensor.theirs)))
+                name = ".".join(filter(None, (theirs.format(i=group), tensor.theirs)))
                 yield Pair(full[0], name, variables, tensor, in_head)
 
 
-def _blocks(root: Any, path: str) -> int:
-    """How often a path with {i} stands for something."""
+def _blocks(root: Any, path: str) -> list[int]:
+    """What {i} stands for in a path: the blocks, of those that share their weights the first."""
     if "{i}" not in path:
-        return 1
-    blocks = _resolve(root, path.partition(".{i}")[0])
-    return 0 if blocks is None else len(blocks)
+        return [0]
+    blocks = _resolve(root, path.partition(".{i}")[0]) or []
+    first = {id(block): i for i, block in reversed(list(enumerate(blocks)))}
+    return sorted(first.values())
 
 
 def _resolve(root: Any, path: str) -> Any:
@@ -88,12 +111,27 @@ def _resolve(root: Any, path: str) -> Any:
     return root
 
 
+class Match(NamedTuple):
+    """What belongs together.
+
+    Attributes:
+        found: Name of a tensor as `Pair.theirs` gives it, to its name in the file.
+        new: Variables, by path, that no tensor fills and that may start untrained (the head, the pooler).
+        unused: Tensors of the file that the model has no place for.
+    """
+
+    found: dict[str, str]
+    new: list[str]
+    unused: list[str]
+
+
 def match(
     wanted: list[Pair], entries: Mapping[str, Entry], prefix: str, architecture: Architecture, directory: Path
-) -> tuple[dict[str, str], list[str]]:
-    """Tensor names by wanted name; and what is not there and may start untrained (the head, the pooler).
+) -> Match:
+    """Which tensor fills what.
 
-    Raises ValueError, naming tensors and shapes, if the checkpoint lacks or contradicts what the model needs.
+    Raises:
+        ValueError: naming tensors and shapes, if the checkpoint lacks or contradicts what the model needs.
     """
     found: dict[str, str] = {}
     new: list[str] = []
@@ -122,7 +160,9 @@ def match(
         )
     if wrong:
         raise ValueError(f"{directory} disagrees with its own config.json: {some(wrong)}.")
-    return found, new
+    used = set(found.values())
+    unused = [key for key in entries if key not in used and not architecture.ignores(key.removeprefix(prefix))]
+    return Match(found, new, sorted(unused))
 
 
 def some(names: list[str], most: int = 4) -> str:

@@ -11,6 +11,7 @@ from keras_tfm.layers.position import PositionScheme
 from keras_tfm.layers.positional_encoding import PositionalEncoding
 from keras_tfm.layers.relative_position_bias import RelativePositionBias
 from keras_tfm.layers.residual import Residual
+from keras_tfm.layers.rms_norm import RMSNormalization
 from keras_tfm.layers.rotary_embedding import RotaryEmbedding
 from keras_tfm.layers.token_embedding import TokenEmbedding
 from keras_tfm.layers.token_type_embedding import TokenTypeEmbedding
@@ -30,6 +31,7 @@ __all__ = [
     "Pooling",
     "PositionScheme",
     "PositionalEncoding",
+    "RMSNormalization",
     "RelativePositionBias",
     "Residual",
     "RotaryEmbedding",

@@ -3,6 +3,7 @@
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.builders import bert, gpt, transformer
 from keras_tfm.models.classifiers import QuestionAnswerer, TextClassifier, TokenClassifier
+from keras_tfm.models.embedder import TextEmbedder
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "QuestionAnswerer",
     "Seq2SeqLM",
     "TextClassifier",
+    "TextEmbedder",
     "TokenClassifier",
     "bert",
     "gpt",

@@ -6,17 +6,17 @@ from typing import Any
 
 import keras
 
-from keras_tfm.config import TransformerConfig
+from keras_tfm.config import EMBEDDING_POSITIONS, TransformerConfig, kind_of
 from keras_tfm.layers import (
     Dropout,
-    PositionScheme,
+    MultiHeadCrossAttention,
     TokenTypeEmbedding,
     TransformerDecoderBlock,
     TransformerEncoderBlock,
 )
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers import position as positions_
-from keras_tfm.layers.base import clone_initializer
+from keras_tfm.layers.base import argument_names, clone_initializer
 from keras_tfm.ops import kv_cache
 
 
@@ -43,7 +43,7 @@ class Stack:
         self.decoder = decoder
         options: dict[str, Any] = {"dtype": dtype}
         initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-        position, in_blocks = config.position, None
+        position, in_blocks = config.position, config.attention_position
         if config.position_kind == "learned":
             extra = {} if isinstance(position, str) else {k: v for k, v in position.items() if k != "kind"}
             position = {
@@ -52,16 +52,13 @@ class Stack:
                 "embeddings_initializer": initializer,
                 **extra,
             }
-        if config.position_kind == "relative":  # one table for the whole stack, as in T5
-            given = {} if isinstance(position, str) else dict(position)
+        if config.position_kind not in (None, *EMBEDDING_POSITIONS):
+            position, in_blocks = None, position
+        if kind_of(in_blocks) == "relative":  # one table for the whole stack, as in T5
+            given = {} if isinstance(in_blocks, str) else dict(in_blocks)
             defaults = {"kind": "relative", "bidirectional": not decoder, "embeddings_initializer": initializer}
             in_blocks = positions_.make({**defaults, **given}, name=f"{prefix}relative_position_bias", **options)
-        scheme: PositionScheme | None = None
-        if position is not None and in_blocks is None:
-            scheme = positions_.make(position, name=f"{prefix}position_embedding", **options)
-            if scheme is not None and scheme.where != "embedding":
-                scheme, in_blocks = None, position
-        self.position_embedding = scheme
+        self.position_embedding = positions_.make(position, name=f"{prefix}position_embedding", **options)
         self.token_type_embedding = None
         if config.token_type_vocabulary_size and not decoder:
             self.token_type_embedding = TokenTypeEmbedding(
@@ -72,7 +69,7 @@ class Stack:
         )
         self.embedding_dropout = Dropout(config.dropout, name=f"{prefix}embedding_dropout", **options)
         self.embedding_projection = None
-        if config.embedding_dim is not None and config.embedding_dim != config.hidden_dim:
+        if config.embedding_dim is not None:
             self.embedding_projection = keras.layers.Dense(
                 config.hidden_dim,
                 kernel_initializer=clone_initializer(initializer),
@@ -101,7 +98,6 @@ class Stack:
             attention=config.attention,
             feed_forward=config.feed_forward,
             kernel_initializer=initializer,
-            **({"cross_attention": True} if cross_attention else {}),
             **options,
         )
         distinct = [
@@ -110,6 +106,7 @@ class Stack:
                 drop_path=config.drop_path * index / max(groups - 1, 1),
                 name=f"{prefix}block_{index}",
                 **{**common, **config.block(index)},
+                **({"cross_attention": _cross_attention(config, index)} if cross_attention else {}),
             )
             for index in range(groups)
         ]
@@ -186,3 +183,10 @@ class Stack:
         """An empty cache for every block."""
         extra = {"context": context} if context is not None else {}
         return [block.make_cache(batch, capacity, dtype, **extra) for block in self.blocks]
+
+
+def _cross_attention(config: TransformerConfig, index: int) -> Any:
+    """Options of a block's cross-attention: those of its self-attention, but for what cross-attention does not have."""
+    options = config.block(index).get("attention", config.attention) or {}
+    known = argument_names(MultiHeadCrossAttention)
+    return {name: value for name, value in options.items() if name in known} or True

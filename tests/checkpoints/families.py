@@ -52,6 +52,28 @@ def decoder_models(name: str, *tasks: str, base: str | None = None) -> dict[str,
     return {task: every[task] for task in tasks or every}
 
 
+ENCODER = dict(
+    vocab_size=43,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=40,
+    max_position_embeddings=19,
+    type_vocab_size=3,
+    layer_norm_eps=1e-5,
+)
+
+
+def encoder_models(name: str) -> dict[str, str]:
+    return {
+        "MaskedLM": f"{name}ForMaskedLM",
+        "Backbone": f"{name}Model",
+        "TextClassifier": f"{name}ForSequenceClassification",
+        "TokenClassifier": f"{name}ForTokenClassification",
+        "QuestionAnswerer": f"{name}ForQuestionAnswering",
+    }
+
+
 def yarn(**more: Any) -> dict[str, Any]:
     return dict(rope_type="yarn", rope_theta=5000.0, factor=4.0, original_max_position_embeddings=8, **more)
 
@@ -80,6 +102,129 @@ FAMILIES: dict[str, Case] = {
             ),
         },
     ),
+    "mistral": Case(
+        "MistralConfig",
+        DECODER | dict(head_dim=8, rope_parameters=ROPE, sliding_window=4),
+        decoder_models("Mistral"),
+        {"no window": dict(sliding_window=None), "tied, yarn": dict(tie_word_embeddings=True, rope_parameters=yarn())},
+    ),
+    "qwen2": Case(
+        "Qwen2Config",
+        DECODER | dict(rope_parameters=ROPE),
+        decoder_models("Qwen2"),
+        {
+            "tied": dict(tie_word_embeddings=True),
+            "windows": dict(num_hidden_layers=3, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+            "all windows": dict(use_sliding_window=True, sliding_window=4, max_window_layers=0),
+        },
+    ),
+    "qwen3": Case(
+        "Qwen3Config",
+        DECODER | dict(head_dim=8, rope_parameters=ROPE),
+        decoder_models("Qwen3"),
+        {
+            "tied, biases": dict(tie_word_embeddings=True, attention_bias=True, rms_norm_eps=1e-3),
+            "types": dict(
+                num_hidden_layers=3,
+                use_sliding_window=True,
+                sliding_window=4,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            ),
+        },
+    ),
+    "gemma": Case(
+        "GemmaConfig",
+        DECODER | dict(head_dim=8, rope_parameters=ROPE, tie_word_embeddings=True),
+        decoder_models("Gemma", "CausalLM", "Backbone", "TextClassifier", "TokenClassifier"),
+        {"untied, biases": dict(tie_word_embeddings=False, attention_bias=True, hidden_act="silu")},
+    ),
+    "gemma2": Case(
+        "Gemma2Config",
+        DECODER
+        | dict(
+            num_hidden_layers=3,
+            head_dim=8,
+            rope_parameters=ROPE,
+            tie_word_embeddings=True,
+            sliding_window=4,
+            query_pre_attn_scalar=5,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+        ),
+        decoder_models("Gemma2", "CausalLM", "Backbone", "TextClassifier", "TokenClassifier"),
+        {
+            "no caps, biases": dict(attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True),
+            "full": dict(layer_types=["full_attention"] * 3),
+        },
+    ),
+    "gemma3_text": Case(
+        "Gemma3TextConfig",
+        DECODER
+        | dict(
+            num_hidden_layers=4,
+            head_dim=8,
+            tie_word_embeddings=True,
+            sliding_window=4,
+            query_pre_attn_scalar=5,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters=dict(full_attention=ROPE, sliding_attention=dict(rope_theta=100.0, rope_type="default")),
+        ),
+        decoder_models("Gemma3", "CausalLM")
+        | {"Backbone": "Gemma3TextModel", "TextClassifier": "Gemma3TextForSequenceClassification"},
+        {
+            "linear, cap": dict(
+                rope_parameters=dict(
+                    full_attention=dict(rope_theta=1e6, rope_type="linear", factor=8.0),
+                    sliding_attention=dict(rope_theta=100.0, rope_type="default"),
+                ),
+                final_logit_softcapping=3.0,
+                attention_bias=True,
+            ),
+            "local": dict(layer_types=["sliding_attention"] * 4),
+            "global": dict(layer_types=["full_attention"] * 4),
+        },
+    ),
+    "smollm3": Case(
+        "SmolLM3Config",
+        DECODER | dict(num_hidden_layers=4, rope_parameters=ROPE, tie_word_embeddings=True),
+        decoder_models("SmolLM3"),
+        {
+            "untied, biases": dict(tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+            "windows": dict(use_sliding_window=True, sliding_window=4, no_rope_layer_interval=2),
+            "list": dict(no_rope_layers=[0, 1, 1, 0]),
+            "no positions": dict(no_rope_layers=[0, 0, 0, 0]),
+            "types": dict(
+                use_sliding_window=True,
+                sliding_window=4,
+                layer_types=["sliding_attention", "full_attention", "full_attention", "full_attention"],
+            ),
+        },
+    ),
+    "olmo2": Case(
+        "Olmo2Config",
+        DECODER | dict(rope_parameters=ROPE),
+        decoder_models("Olmo2", "CausalLM", "Backbone", "TextClassifier"),
+        {"tied, biases": dict(tie_word_embeddings=True, attention_bias=True, rms_norm_eps=1e-3)},
+    ),
+    "phi3": Case(
+        "Phi3Config",
+        DECODER | dict(rope_parameters=ROPE),
+        decoder_models("Phi3", "CausalLM", "Backbone", "TextClassifier", "TokenClassifier"),
+        {
+            "tied, window": dict(tie_word_embeddings=True, sliding_window=4),
+            "partial": dict(num_attention_heads=2, rope_parameters=ROPE | dict(partial_rotary_factor=0.5)),
+            "long": dict(
+                original_max_position_embeddings=8,
+                rope_parameters=ROPE
+                | dict(rope_type="longrope", short_factor=[1.0, 1.1, 1.2], long_factor=[1.5, 2.0, 4.0]),
+            ),
+            "short": dict(
+                original_max_position_embeddings=16,
+                rope_parameters=ROPE
+                | dict(rope_type="longrope", short_factor=[1.0, 1.1, 1.2], long_factor=[1.5, 2.0, 4.0]),
+            ),
+        },
+    ),
     "gpt2": Case(
         "GPT2Config",
         dict(vocab_size=43, n_embd=24, n_layer=2, n_head=3, n_positions=19, pad_token_id=0),
@@ -91,5 +236,118 @@ FAMILIES: dict[str, Case] = {
             "QuestionAnswerer": "GPT2ForQuestionAnswering",
         },
         {"narrow": dict(n_inner=40, activation_function="relu")},
+    ),
+    "gpt_neox": Case(
+        "GPTNeoXConfig",
+        dict(
+            vocab_size=43,
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=40,
+            max_position_embeddings=32,
+            rope_parameters=dict(rope_theta=5000.0, rope_type="default", partial_rotary_factor=0.25),
+        ),
+        decoder_models("GPTNeoX"),
+        {
+            "one after the other": dict(use_parallel_residual=False, hidden_act="gelu_new"),
+            "tied, no biases": dict(tie_word_embeddings=True, attention_bias=False),
+            "full, linear": dict(
+                rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=2.0, partial_rotary_factor=1.0)
+            ),
+        },
+    ),
+    "opt": Case(
+        "OPTConfig",
+        dict(
+            vocab_size=43,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            ffn_dim=40,
+            max_position_embeddings=19,
+        ),
+        decoder_models("OPT", "CausalLM", "Backbone", "TextClassifier", "QuestionAnswerer"),
+        {
+            "post": dict(do_layer_norm_before=False),
+            "no last norm": dict(_remove_final_layer_norm=True, activation_function="gelu"),
+            "bare": dict(enable_bias=False, layer_norm_elementwise_affine=False, tie_word_embeddings=False),
+        },
+    ),
+    "bloom": Case(
+        "BloomConfig",
+        dict(vocab_size=43, hidden_size=24, n_layer=2, n_head=3),
+        decoder_models("Bloom"),
+        {"untied": dict(tie_word_embeddings=False, layer_norm_epsilon=1e-3)},
+    ),
+    "t5": Case(
+        "T5Config",
+        dict(
+            vocab_size=43,
+            d_model=24,
+            num_layers=3,
+            num_decoder_layers=2,
+            num_heads=3,
+            d_kv=6,
+            d_ff=40,
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=9,
+        ),
+        {"Seq2SeqLM": "T5ForConditionalGeneration", "Backbone": "T5Model"},
+        {
+            "1.1": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False, layer_norm_epsilon=1e-3),
+            "silu": dict(feed_forward_proj="gated-silu"),
+            "tied, no scale": dict(feed_forward_proj="gelu", scale_decoder_outputs=False),
+        },
+    ),
+    "mt5": Case(
+        "MT5Config",
+        dict(vocab_size=43, d_model=24, num_layers=2, num_heads=3, d_kv=6, d_ff=40, tie_word_embeddings=False),
+        {"Seq2SeqLM": "MT5ForConditionalGeneration", "Backbone": "MT5Model"},
+        {"tied": dict(tie_word_embeddings=True)},
+    ),
+    "bert": Case("BertConfig", ENCODER, encoder_models("Bert"), {"gelu_new": dict(hidden_act="gelu_new")}, left=False),
+    "roberta": Case(
+        "RobertaConfig",
+        ENCODER | dict(type_vocab_size=1),
+        encoder_models("Roberta"),
+        {"relu": dict(hidden_act="relu")},  # its masked-token head keeps gelu
+        pad=1,
+        left=False,
+    ),
+    "xlm-roberta": Case("XLMRobertaConfig", ENCODER, encoder_models("XLMRoberta"), pad=1, left=False),
+    "camembert": Case("CamembertConfig", ENCODER, encoder_models("Camembert"), pad=1, left=False),
+    "distilbert": Case(
+        "DistilBertConfig",
+        dict(vocab_size=43, dim=24, n_layers=2, n_heads=3, hidden_dim=40, max_position_embeddings=19),
+        encoder_models("DistilBert"),
+        {"relu, sinusoids": dict(activation="relu", sinusoidal_pos_embds=True)},
+        left=False,
+    ),
+    "albert": Case(
+        "AlbertConfig",
+        ENCODER | dict(embedding_size=10, num_hidden_layers=4),
+        encoder_models("Albert"),
+        {
+            "two groups": dict(num_hidden_groups=2, hidden_act="gelu"),
+            "as wide": dict(embedding_size=24),
+            "none shared": dict(num_hidden_groups=4),
+        },
+        left=False,
+    ),
+    "mpnet": Case(
+        "MPNetConfig",
+        {name: value for name, value in ENCODER.items() if name != "type_vocab_size"},
+        encoder_models("MPNet"),
+        {"relu": dict(hidden_act="relu")},
+        pad=1,
+        left=False,
+    ),
+    "electra": Case(
+        "ElectraConfig",
+        ENCODER | dict(embedding_size=10),
+        encoder_models("Electra"),
+        {"relu, as wide": dict(hidden_act="relu", embedding_size=24)},
+        left=False,
     ),
 }

@@ -33,10 +33,18 @@ def reference(case: Case, variant: str | None, task: str):
         options |= {"num_labels": 5}
     config = getattr(transformers, case.config)(**options, attn_implementation="eager")
     model = getattr(transformers, case.models[task])(config).eval()
+    if config.tie_word_embeddings and options.get("tie_word_embeddings") is False and hasattr(model, "lm_head"):
+        # T5's configuration says that all is tied; published checkpoints have a head of their own all the same.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+        for tensor in [p for p in model.parameters() if p.requires_grad] + biases(model):
+            tensor.add_(0.1 * torch.randn_like(tensor))
     return model
+
+
+def biases(model):
+    """What files hold beside parameters: BART's bias of the logits."""
+    return [buffer for name, buffer in model.named_buffers() if name == "final_logits_bias"]
 
 
 def batch_for(case: Case, encoder_decoder: bool) -> dict[str, np.ndarray]:
@@ -47,6 +55,9 @@ def batch_for(case: Case, encoder_decoder: bool) -> dict[str, np.ndarray]:
     mask[2, :4] = not case.left
     ids = np.where(mask, rng.integers(3, case.options["vocab_size"], mask.shape), case.pad).astype("int32")
     inputs = {"token_ids": ids, "padding_mask": mask}
+    types = case.options.get("type_vocab_size", 0)
+    if types > 1:
+        inputs["token_type_ids"] = rng.integers(0, types, mask.shape).astype("int32")
     if encoder_decoder:
         inputs["decoder_token_ids"] = rng.integers(3, case.options["vocab_size"], (3, 6)).astype("int32")
     return inputs
@@ -56,6 +67,8 @@ def outputs_of(model, inputs):
     """Theirs, positions counted over real tokens where they can be told."""
     mask = inputs["padding_mask"]
     tensors = {"input_ids": inputs["token_ids"], "attention_mask": mask}
+    if "token_type_ids" in inputs:
+        tensors["token_type_ids"] = inputs["token_type_ids"]
     if "decoder_token_ids" in inputs:
         tensors["decoder_input_ids"] = inputs["decoder_token_ids"]
     if "position_ids" in inspect.signature(model.forward).parameters and not mask[:, 0].all():

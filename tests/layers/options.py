@@ -55,6 +55,7 @@ _ATTENTION: dict[str, list[Change]] = {
     "num_key_value_heads": changes(1),
     "head_dim": changes(3),
     "qk_norm": HEAD_NORMS,
+    "qk_norm_scope": changes("all_heads", qk_norm="rms_norm"),
     "logit_softcap": changes(0.5),
     "scale": changes(2.0),
     "dropout": changes(0.5),
@@ -123,7 +124,9 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "hidden_dim": changes(7),
         "activation": changes("relu", hidden_dim=7),
         "dropout": changes(0.5),
+        "use_bias": changes(False, Change({"hidden": False}, {"hidden_dim": 7})),
         "kernel_initializer": INITIALIZERS,
+        "norm": changes(*[change.value for change in NORMS], hidden_dim=7),
     },
     "Dropout": {"rate": changes(0.2), "seed": changes(3)},
     "DropPath": {"rate": changes(0.2), "seed": changes(3)},
@@ -141,7 +144,10 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "vocabulary_size": changes(13),
         "activation": ACTIVATIONS,
         "norm": NORMS,
+        "hidden_dim": changes(WIDTH + 1),
+        "use_bias": changes(False),
         "kernel_initializer": INITIALIZERS,
+        "output_bias": changes(False),
     },
     "MultiHeadCrossAttention": _ATTENTION,
     "MultiHeadSelfAttention": {**_ATTENTION, "causal": changes(True), "window": changes(1), "position": POSITIONS},
@@ -160,6 +166,7 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "bidirectional": changes(False),
         "embeddings_initializer": INITIALIZERS,
     },
+    "RMSNormalization": {"axis": changes([1, 2]), "epsilon": changes(0.1), "offset": changes(1.0)},
     "Residual": {**_RESIDUAL, "norm": changes(*[change.value for change in NORMS], norm_placement="post")},
     "RotaryEmbedding": {
         "base": changes(50.0),
@@ -185,6 +192,9 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "mask_zero": changes(True),
         "scale": changes(2.0),
         "tied": changes(False),
+        "output_bias": changes(True),
+        "logit_scale": changes(0.5),
+        "logit_softcap": changes(0.5),
         "embeddings_initializer": INITIALIZERS,
         "embeddings_regularizer": REGULARIZERS,
     },
@@ -261,7 +271,7 @@ def call(layer: keras.Layer, given: dict[str, Any], **keywords: Any) -> list[Any
         return [embedded, layer(embedded, reverse=True, **keywords)]
     if name == "MaskedLMHead":
         table = layers.TokenEmbedding(
-            layer.vocabulary_size, WIDTH, embeddings_initializer="ones", name="table_of_" + layer.name
+            layer.vocabulary_size, layer.hidden_dim or WIDTH, embeddings_initializer="ones", name="table_of_" + layer.name
         )
         return [layer(given["x"], token_embedding=table, **keywords)]
     return [layer(given["x"], **keywords)]

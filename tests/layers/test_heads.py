@@ -31,6 +31,23 @@ def test_a_classification_head_with_a_hidden_layer():
     assert_close(head(X), hidden @ w["logits/kernel"] + w["logits/bias"])
 
 
+def test_a_norm_follows_the_hidden_layer():
+    head = ClassificationHead(3, hidden_dim=5, activation="relu", norm="layer_norm", use_bias={"hidden": False})
+    head.build(X.shape)
+    w = weights(fill_weights(head))
+    assert sorted(w) == ["hidden/kernel", "logits/bias", "logits/kernel", "norm/beta", "norm/gamma"]
+    hidden = np.maximum(X @ w["hidden/kernel"], 0)
+    hidden = hidden - hidden.mean(-1, keepdims=True)
+    hidden = hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-5) * w["norm/gamma"] + w["norm/beta"]
+    assert_close(head(X), hidden @ w["logits/kernel"] + w["logits/bias"], 1e-5)
+
+
+@pytest.mark.parametrize("options", [{"norm": "layer_norm"}, {"activation": "relu"}, {"use_bias": {"hidden": False}}])
+def test_options_of_a_hidden_layer_that_is_not_there(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ClassificationHead(3, **options)
+
+
 @pytest.mark.parametrize("hidden_dim", [None, 5])
 def test_classification_dropout_is_for_training(hidden_dim):
     head = ClassificationHead(3, hidden_dim, dropout=0.5)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from helpers import assert_close, normal
+from helpers import assert_close, fill_weights, normal, numpy
+from keras import ops
 
+from keras_tfm import layers
 from keras_tfm.layers import norm
 
 X = normal(2, 6, 8)
@@ -23,7 +25,7 @@ def test_names_have_the_usual_epsilons():
 def test_options_and_patterns():
     made = norm.make({"kind": "rms_norm", "epsilon": 0.5}, name="n", dtype="mixed_bfloat16")
     assert (type(made), made.epsilon, made.name, made.dtype_policy.name) == (
-        keras.layers.RMSNormalization,
+        layers.RMSNormalization,
         0.5,
         "n",
         "mixed_bfloat16",
@@ -46,3 +48,48 @@ def test_a_layer_as_pattern_gives_every_norm_of_a_block(given):
     norms = [block.attention_residual.input_norm, block.feed_forward_residual.input_norm]
     assert all(type(made) is type(given) and made.epsilon == given.epsilon for made in norms)
     assert norms[0] is not norms[1]
+
+
+def test_an_offset_adds_to_the_scale():
+    layer = norm.make({"kind": "rms_norm", "offset": 1.0})
+    normalized = numpy(layer(X))
+    np.testing.assert_array_equal(numpy(layer.scale), np.zeros(8))  # starts as the identity
+    assert_close(normalized, norm.make("rms_norm")(X), 1e-6)
+    scale = 0.3 * normal(8)
+    layer.scale.assign(scale)
+    assert_close(layer(X), normalized * (1 + scale), 1e-6)
+
+
+def test_an_offset_is_added_before_any_rounding():
+    """1 + 0.001 is 1 in bfloat16: weights near zero would be lost in it."""
+    layers_ = [norm.make({"kind": "rms_norm", "offset": 1.0}, dtype=dtype) for dtype in ("float32", "mixed_bfloat16")]
+    x = numpy(ops.cast(X, "bfloat16"))
+    for layer in layers_:
+        layer.build(X.shape)
+        layer.scale.assign(np.linspace(0.001, 0.003, 8))
+    wide, narrow = (layer(x) for layer in layers_)
+    np.testing.assert_array_equal(numpy(narrow), numpy(ops.cast(wide, "bfloat16")))
+
+
+@pytest.mark.parametrize("scope", ["head", "all_heads"])
+def test_queries_and_keys_are_normalized_as_the_scope_says(scope):
+    """OLMo 2's statistics and weights span the heads, 4 of queries and 2 of keys."""
+    layer = layers.MultiHeadSelfAttention(
+        4, 2, 5, qk_norm="rms_norm", qk_norm_scope=scope, use_bias=False, kernel="reference"
+    )
+    layer(X)
+    fill_weights(layer)
+    for project, scale, made in (
+        (layer.query, layer.query_norm.scale, layer._queries(X)),
+        (layer.key, layer.key_norm.scale, layer._keys_and_values(X)[0]),
+    ):
+        heads = np.einsum("btd,dnh->btnh", X, numpy(project.kernel))
+        over = (-2, -1) if scope == "all_heads" else -1
+        expected = heads / np.sqrt((heads**2).mean(over, keepdims=True) + 1e-6)
+        weights = numpy(scale).reshape((-1, 5) if scope == "all_heads" else (5,))
+        assert_close(made, expected * weights, 1e-5)
+
+
+def test_a_scope_without_a_norm_is_refused():
+    with pytest.raises(ValueError, match="qk_norm_scope='all_heads' says how qk_norm works; give qk_norm too"):
+        layers.MultiHeadSelfAttention(2, qk_norm_scope="all_heads")

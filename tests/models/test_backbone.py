@@ -220,9 +220,10 @@ def test_scores_of_every_block():
             tie_embeddings=False,
         ),
         lambda: gpt(position="relative", attention={"qk_norm": "rms_norm"}, parallel=True),
+        lambda: bert(attention_position={"kind": "relative", "num_buckets": 8, "max_distance": 16}),
         lambda: transformer(num_decoder_layers=1),
     ],
-    ids=["bert", "llama-like", "relative", "transformer"],
+    ids=["bert", "llama-like", "relative", "mpnet-like", "transformer"],
 )
 def test_keras_files_hold_everything(build, tmp_path):
     model = build()
