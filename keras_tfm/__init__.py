@@ -1,7 +1,7 @@
 """Every transformer, from the same few Keras layers."""
 
 from keras_tfm import checkpoints, data, layers, models, ops
-from keras_tfm.checkpoints import from_pretrained
+from keras_tfm.checkpoints import from_keras_hub, from_pretrained
 from keras_tfm.config import TransformerConfig
 from keras_tfm.models import (
     Backbone,
@@ -27,6 +27,7 @@ __all__ = [
     "TransformerConfig",
     "checkpoints",
     "data",
+    "from_keras_hub",
     "from_pretrained",
     "layers",
     "models",

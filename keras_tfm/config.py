@@ -19,6 +19,7 @@ PATTERN_FIELDS = (
     "activation",
     "gated",
     "use_bias",
+    "norm_placement",
     "attention",
     "feed_forward",
 )
@@ -45,7 +46,7 @@ class TransformerConfig:
         embedding_norm: Normalize the sum of embeddings (BERT).
         embedding_scale: Factor on token embeddings, such as hidden_dim ** 0.5.
         norm: "layer_norm", "rms_norm" or a dict of options with a "kind".
-        norm_placement: "pre", "post", "sandwich", "residual" or "none".
+        norm_placement: "pre", "post", "sandwich", "residual" or "none"; or a dict of these by branch, as of the blocks.
         final_norm: Normalize what the last block gives. Default: where the placement leaves it unnormalized.
         activation, gated, use_bias: Of the blocks.
         dropout: Of embeddings and residual branches; also of attention weights unless `attention_dropout` is given.
@@ -86,7 +87,7 @@ class TransformerConfig:
     embedding_norm: bool = False
     embedding_scale: float | None = None
     norm: Any = "layer_norm"
-    norm_placement: str = "pre"
+    norm_placement: str | dict[str, str] = "pre"
     final_norm: bool | None = None
     activation: str = "gelu"
     gated: bool = False
@@ -183,7 +184,11 @@ class TransformerConfig:
     @property
     def has_final_norm(self) -> bool:
         """`final_norm`, or what the placement calls for."""
-        return self.norm_placement in ("pre", "sandwich", "residual") if self.final_norm is None else self.final_norm
+        if self.final_norm is not None:
+            return self.final_norm
+        last = self.norm_placement
+        last = last.get("feed_forward", "pre") if isinstance(last, dict) else last
+        return last in ("pre", "sandwich", "residual")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain data."""

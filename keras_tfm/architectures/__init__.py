@@ -6,27 +6,40 @@ import difflib
 
 from keras_tfm.architectures.albert import ALBERT
 from keras_tfm.architectures.architecture import Architecture, Head
+from keras_tfm.architectures.bart import BART
 from keras_tfm.architectures.bert import BERT
 from keras_tfm.architectures.bloom import BLOOM
 from keras_tfm.architectures.camembert import CAMEMBERT
+from keras_tfm.architectures.cohere import COHERE
 from keras_tfm.architectures.distilbert import DISTILBERT
 from keras_tfm.architectures.electra import ELECTRA
+from keras_tfm.architectures.falcon import FALCON
 from keras_tfm.architectures.gemma import GEMMA
 from keras_tfm.architectures.gemma2 import GEMMA2
 from keras_tfm.architectures.gemma3 import GEMMA3_TEXT
 from keras_tfm.architectures.gpt2 import GPT2
+from keras_tfm.architectures.gpt_neo import GPT_NEO
 from keras_tfm.architectures.gpt_neox import GPT_NEOX
+from keras_tfm.architectures.gptj import GPTJ
 from keras_tfm.architectures.llama import LLAMA
+from keras_tfm.architectures.m2m_100 import M2M_100
+from keras_tfm.architectures.marian import MARIAN
+from keras_tfm.architectures.mbart import MBART
 from keras_tfm.architectures.mistral import MISTRAL
-from keras_tfm.architectures.mt5 import MT5
+from keras_tfm.architectures.modernbert import MODERNBERT
 from keras_tfm.architectures.mpnet import MPNET
+from keras_tfm.architectures.mt5 import MT5
 from keras_tfm.architectures.olmo2 import OLMO2
 from keras_tfm.architectures.opt import OPT
+from keras_tfm.architectures.pegasus import PEGASUS
+from keras_tfm.architectures.phi import PHI
 from keras_tfm.architectures.phi3 import PHI3
 from keras_tfm.architectures.qwen2 import QWEN2
 from keras_tfm.architectures.qwen3 import QWEN3
 from keras_tfm.architectures.roberta import ROBERTA
 from keras_tfm.architectures.smollm3 import SMOLLM3
+from keras_tfm.architectures.stablelm import STABLELM
+from keras_tfm.architectures.starcoder2 import STARCODER2
 from keras_tfm.architectures.t5 import T5
 from keras_tfm.architectures.xlm_roberta import XLM_ROBERTA
 
@@ -34,27 +47,40 @@ FAMILIES: dict[str, Architecture] = {
     architecture.model_type: architecture
     for architecture in (
         ALBERT,
+        BART,
         BERT,
         BLOOM,
         CAMEMBERT,
+        COHERE,
         DISTILBERT,
         ELECTRA,
+        FALCON,
         GEMMA,
         GEMMA2,
         GEMMA3_TEXT,
         GPT2,
+        GPTJ,
+        GPT_NEO,
         GPT_NEOX,
         LLAMA,
+        M2M_100,
+        MARIAN,
+        MBART,
         MISTRAL,
-        MT5,
+        MODERNBERT,
         MPNET,
+        MT5,
         OLMO2,
         OPT,
+        PEGASUS,
+        PHI,
         PHI3,
         QWEN2,
         QWEN3,
         ROBERTA,
         SMOLLM3,
+        STABLELM,
+        STARCODER2,
         T5,
         XLM_ROBERTA,
     )

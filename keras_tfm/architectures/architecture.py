@@ -15,6 +15,7 @@ from keras_tfm.architectures.stored import Weights
 from keras_tfm.config import PATTERN_FIELDS, TransformerConfig
 from keras_tfm.layers import MultiHeadSelfAttention
 from keras_tfm.layers.norm import DEFAULT_EPSILON
+from keras_tfm.layers.position import schemes as position_kinds
 
 # Activations by our name and by Hugging Face's. The first that fits is written back.
 ACTIVATIONS = (
@@ -317,8 +318,11 @@ def _spelled_out(position: Any) -> Any:
     """A position scheme with its defaults."""
     if isinstance(position, str):
         position = {"kind": position}
-    defaults = {"rotary": {"base": 10_000.0, "fraction": 1.0, "scaling": None, "interleaved": False}}
-    return position and {**defaults.get(position.get("kind"), {}), **position}
+    if not position or position.get("kind") not in position_kinds():
+        return position
+    arguments = inspect.signature(position_kinds()[position["kind"]][0]).parameters
+    defaults = {name: argument.default for name, argument in arguments.items() if argument.default != argument.empty}
+    return {**defaults, **position}
 
 
 def read_activation(name: str) -> str:

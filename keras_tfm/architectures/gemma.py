@@ -27,7 +27,9 @@ GEMMA = Architecture(
         llama.ATTENTION_BIAS,
         EMBEDDING_SCALE,
         # The official files say "gelu" and mean its tanh form.
-        Rule((), lambda config: {"activation": "gelu_tanh"} if config.get("hidden_act") == "gelu" else {}, lambda _: {}),
+        Rule(
+            (), lambda config: {"activation": "gelu_tanh"} if config.get("hidden_act") == "gelu" else {}, lambda _: {}
+        ),
     ),
     expects={"use_bidirectional_attention": False},
     weights=llama.WEIGHTS,

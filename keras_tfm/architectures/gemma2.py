@@ -1,4 +1,7 @@
-"""Gemma 2 (Gemma Team 2024), as `transformers` stores it: norms on both sides, soft caps, every other block with a window."""
+"""Gemma 2 (Gemma Team 2024), as `transformers` stores it: norms on both sides, soft caps, windows in every other block."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from keras_tfm.architectures import llama
 from keras_tfm.architectures.architecture import Architecture, Rule, setting
@@ -9,9 +12,9 @@ from keras_tfm.architectures.stored import RMS_NORM
 from keras_tfm.config import TransformerConfig
 
 
-def renamed(name: str) -> str:
-    """Gemma's keys as Gemma 2 and 3 have them."""
-    return "hidden_activation" if name == "hidden_act" else name
+def _read_windows(config: Mapping[str, Any]) -> dict[str, Any]:
+    size = config.get("sliding_window", 4096)
+    return sliding(read_types(config, size, lambda index: FULL if index % 2 else SLIDING), size)
 
 
 def _scalar(config: TransformerConfig) -> int:
@@ -19,8 +22,8 @@ def _scalar(config: TransformerConfig) -> int:
     return config.head_dim or config.hidden_dim // config.num_heads if scale is None else round(scale**-2)
 
 
-SIZES = {renamed(theirs): ours for theirs, ours in GEMMA.sizes.items()}
-DEFAULTS = {renamed(theirs): value for theirs, value in GEMMA.defaults.items()} | {"num_key_value_heads": 4}
+SIZES = llama.sizes(hidden_act="hidden_activation")
+DEFAULTS = {**GEMMA.defaults, "hidden_activation": GEMMA.defaults["hidden_act"], "num_key_value_heads": 4}
 SCALE = Rule(
     ("query_pre_attn_scalar",),
     lambda config: {"attention": {"scale": config.get("query_pre_attn_scalar", 256) ** -0.5}},
@@ -52,9 +55,7 @@ GEMMA2 = Architecture(
         setting("final_logit_softcapping", "logit_softcap", 30.0),
         Rule(
             ("layer_types", "sliding_window"),
-            lambda config: sliding(
-                read_types(config, lambda index: FULL if index % 2 else SLIDING), config.get("sliding_window", 4096)
-            ),
+            _read_windows,
             lambda config: {"layer_types": write_types(config), "sliding_window": window(config) or 4096},
         ),
     ),

@@ -1,4 +1,4 @@
-"""Gemma 3's text models (Gemma Team 2025), as `transformers` stores them: two rotary bases, five windows to a full block."""
+"""Gemma 3's text models (Gemma Team 2025), as `transformers` stores them: two rotary bases, a window in most blocks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,8 @@ THETA = {FULL: ("rope_theta", 1_000_000.0), SLIDING: ("rope_local_base_freq", 10
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    every = config.get("sliding_window_pattern", 6)
-    types = read_types(config, lambda index: SLIDING if (index + 1) % every else FULL)
+    every, size = config.get("sliding_window_pattern", 6), config.get("sliding_window", 4096)
+    types = read_types(config, size, lambda index: SLIDING if (index + 1) % every else FULL)
     sizes = {"max_position_embeddings": config.get("max_position_embeddings", 131_072)}
     given = dict(config.get("rope_parameters") or {})
     given[FULL] = {**(given.get(FULL) or {}), **(config.get("rope_scaling") or {})}
@@ -25,7 +25,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
         kind: read_rope({"rope_theta": config.get(key, base), **(given.get(kind) or {})}, sizes)
         for kind, (key, base) in THETA.items()
     }
-    local = {"window": config.get("sliding_window", 4096), "position": position[SLIDING]}
+    local = {"window": size, "position": position[SLIDING]}
     return {"position": position[FULL], **pattern([local if kind == SLIDING else {} for kind in types])}
 
 
@@ -61,8 +61,10 @@ GEMMA3_TEXT = Architecture(
         SCALE,
         setting("final_logit_softcapping", "logit_softcap"),
         Rule(
-            ("layer_types", "sliding_window", "sliding_window_pattern", "rope_parameters", "rope_scaling")
-            + tuple(key for key, _ in THETA.values()),
+            (
+                *("layer_types", "sliding_window", "sliding_window_pattern", "rope_parameters", "rope_scaling"),
+                *(key for key, _ in THETA.values()),
+            ),
             _read,
             _write,
         ),

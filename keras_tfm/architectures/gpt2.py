@@ -11,45 +11,52 @@ from keras_tfm.architectures.stored import (
     TOKEN_EMBEDDING,
 )
 
+SIZES = {
+    "vocab_size": "vocabulary_size",
+    "n_embd": "hidden_dim",
+    "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "n_positions": "max_sequence_length",
+    "activation_function": "activation",
+    "resid_pdrop": "dropout",
+    "attn_pdrop": "attention_dropout",
+    "layer_norm_epsilon": "norm.epsilon",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_embeddings",
+}
+DEFAULTS = {
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": True,
+}
+
+
+def inner(key: str, width: str) -> Rule:
+    """The rule of a feed-forward width that is four times the model's where config.json has null."""
+    return Rule(
+        (key,),
+        lambda config: {"intermediate_dim": config.get(key) or 4 * config[width]},
+        lambda config: {key: config.intermediate_dim},
+    )
+
+
 GPT2 = Architecture(
     model_type="gpt2",
     base="GPT2Model",
     prefix="transformer.",
     options={"kind": "decoder", "norm": {"kind": "layer_norm"}, "norm_placement": "pre"},
-    sizes={
-        "vocab_size": "vocabulary_size",
-        "n_embd": "hidden_dim",
-        "n_layer": "num_layers",
-        "n_head": "num_heads",
-        "n_positions": "max_sequence_length",
-        "activation_function": "activation",
-        "resid_pdrop": "dropout",
-        "attn_pdrop": "attention_dropout",
-        "layer_norm_epsilon": "norm.epsilon",
-        "initializer_range": "initializer_range",
-        "tie_word_embeddings": "tie_embeddings",
-    },
-    defaults={
-        "activation_function": "gelu_new",
-        "resid_pdrop": 0.1,
-        "attn_pdrop": 0.1,
-        "layer_norm_epsilon": 1e-5,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": True,
-    },
+    sizes=SIZES,
+    defaults=DEFAULTS,
     expects={
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "add_cross_attention": False,
     },
-    rules=(
-        Rule(
-            ("n_inner",),
-            lambda config: {"intermediate_dim": config.get("n_inner") or 4 * config["n_embd"]},
-            lambda config: {"n_inner": config.intermediate_dim},
-        ),
-    ),
+    rules=(inner("n_inner", "n_embd"),),
     weights={
         "token_embedding": ("wte", TOKEN_EMBEDDING),
         "position_embedding": ("wpe", EMBEDDING),

@@ -10,11 +10,11 @@ from keras_tfm.config import TransformerConfig
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def read_types(config: Mapping[str, Any], default: Callable[[int], str]) -> list[str]:
+def read_types(config: Mapping[str, Any], size: int | None, default: Callable[[int], str]) -> list[str]:
     """The type of every block; `default` tells that of each where config.json does not.
 
     Raises:
-        ValueError: for another type than full and sliding attention.
+        ValueError: for another type than full and sliding attention, and for the latter if there is no window's `size`.
     """
     count = config["num_hidden_layers"]
     types = list(config.get("layer_types") or map(default, range(count)))[:count]
@@ -22,6 +22,8 @@ def read_types(config: Mapping[str, Any], default: Callable[[int], str]) -> list
         raise ValueError(f"config.json has layers of the types {unknown}; implemented are {[FULL, SLIDING]}.")
     if len(types) < count:
         raise ValueError(f"config.json has num_hidden_layers={count}, and layer_types for {len(types)}.")
+    if SLIDING in types and size is None:
+        raise ValueError(f"config.json has layers of the type {SLIDING!r}, and no window for them.")
     return types
 
 

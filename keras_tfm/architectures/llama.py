@@ -9,6 +9,7 @@ from keras_tfm.architectures.architecture import Architecture, Head, Rule
 from keras_tfm.architectures.rotary import rope
 from keras_tfm.architectures.stored import (
     INTO_HEADS,
+    LAYER_NORM,
     LINEAR,
     OUT_OF_HEADS,
     OUTPUT_EMBEDDING,
@@ -45,6 +46,11 @@ DEFAULTS = {
     "tie_word_embeddings": False,
     "max_position_embeddings": 2048,
 }
+
+
+def sizes(**names: str) -> dict[str, str]:
+    """`SIZES` with keys under other names, such as rms_norm_eps="layer_norm_eps"."""
+    return {names.get(theirs, theirs): ours for theirs, ours in SIZES.items()}
 
 
 def head_dim(default: int | None = None) -> Rule:
@@ -89,6 +95,9 @@ WEIGHTS = {
     "blocks.{i}.feed_forward_residual.input_norm": ("layers.{i}.post_attention_layernorm", RMS_NORM),
     "final_norm": ("norm", RMS_NORM),
 }
+LAYER_NORM_WEIGHTS = {
+    ours: (theirs, LAYER_NORM if "norm" in ours else layout) for ours, (theirs, layout) in WEIGHTS.items()
+}
 QK_NORM = {
     "blocks.{i}.attention.query_norm": ("layers.{i}.self_attn.q_norm", RMS_NORM),
     "blocks.{i}.attention.key_norm": ("layers.{i}.self_attn.k_norm", RMS_NORM),
@@ -97,12 +106,14 @@ OUTPUT = {"token_embedding": ("lm_head", OUTPUT_EMBEDDING)}
 UNUSED = ("layers.*.self_attn.rotary_emb.inv_freq",)
 
 
-def heads(name: str, *tasks: str, question_prefix: str | None = None, tokens: str = "score") -> dict[str, Head]:
+def heads(
+    name: str, *tasks: str, question_prefix: str | None = None, tokens: str = "score", **changes: Any
+) -> dict[str, Head]:
     """The heads that `transformers` gives most decoders, under a family's class names, such as "Llama".
 
-    `tokens` is what the token classifier's projection is called.
+    `tokens` is what the token classifier's projection is called, `changes` what those without logits of tokens go without.
     """
-    untied = {"tie_embeddings": True}
+    untied = {"tie_embeddings": True, **changes}
     every = {
         "CausalLM": Head(f"{name}ForCausalLM"),
         "TextClassifier": Head(

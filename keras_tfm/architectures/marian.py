@@ -2,7 +2,7 @@
 
 from keras_tfm.architectures import bart
 from keras_tfm.architectures.architecture import Architecture, Head, Rule
-from keras_tfm.architectures.pegasus import SINUSOIDAL
+from keras_tfm.architectures.pegasus import SINUSOIDAL, sinusoids
 
 
 def _read_vocabulary(config):
@@ -31,6 +31,7 @@ MARIAN = Architecture(
     expects=bart.EXPECTS,
     rules=(*bart.RULES, VOCABULARY),
     heads={"Seq2SeqLM": Head("MarianMTModel")},
+    fixed=sinusoids,
     unused=("*.embed_positions.weight",),
     **bart.NAMES,
 )

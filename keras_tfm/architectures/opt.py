@@ -2,14 +2,8 @@
 
 from keras_tfm.architectures import llama
 from keras_tfm.architectures.architecture import Architecture, Rule
-from keras_tfm.architectures.stored import (
-    EMBEDDING,
-    INTO_HEADS,
-    LAYER_NORM,
-    LINEAR,
-    OUT_OF_HEADS,
-    TOKEN_EMBEDDING,
-)
+from keras_tfm.architectures.bart import stack
+from keras_tfm.architectures.stored import TOKEN_EMBEDDING
 
 
 def _read_width(config):
@@ -78,18 +72,7 @@ OPT = Architecture(
     ),
     weights={
         "token_embedding": ("decoder.embed_tokens", TOKEN_EMBEDDING),
-        "position_embedding": ("decoder.embed_positions", EMBEDDING),
-        "blocks.{i}.attention.query": ("decoder.layers.{i}.self_attn.q_proj", INTO_HEADS),
-        "blocks.{i}.attention.key": ("decoder.layers.{i}.self_attn.k_proj", INTO_HEADS),
-        "blocks.{i}.attention.value": ("decoder.layers.{i}.self_attn.v_proj", INTO_HEADS),
-        "blocks.{i}.attention.output_projection": ("decoder.layers.{i}.self_attn.out_proj", OUT_OF_HEADS),
-        "blocks.{i}.attention_residual.input_norm": ("decoder.layers.{i}.self_attn_layer_norm", LAYER_NORM),
-        "blocks.{i}.attention_residual.output_norm": ("decoder.layers.{i}.self_attn_layer_norm", LAYER_NORM),
-        "blocks.{i}.feed_forward.up": ("decoder.layers.{i}.fc1", LINEAR),
-        "blocks.{i}.feed_forward.down": ("decoder.layers.{i}.fc2", LINEAR),
-        "blocks.{i}.feed_forward_residual.input_norm": ("decoder.layers.{i}.final_layer_norm", LAYER_NORM),
-        "blocks.{i}.feed_forward_residual.output_norm": ("decoder.layers.{i}.final_layer_norm", LAYER_NORM),
-        "final_norm": ("decoder.final_layer_norm", LAYER_NORM),
+        **stack("", "decoder", "final_layer_norm"),
     },
     output=llama.OUTPUT,
     heads=llama.heads("OPT", "CausalLM", "TextClassifier", "QuestionAnswerer"),

@@ -8,7 +8,7 @@ from keras_tfm.architectures.architecture import Architecture, Head
 SINUSOIDAL = {"position": {"kind": "sinusoidal", "interleaved": False}}
 
 
-def _sinusoids(config):
+def sinusoids(config):
     """The table of positions, all sines and then all cosines, which files hold although it is fixed."""
     positions = np.arange(config.max_sequence_length)[:, None]
     angles = positions / np.power(10_000, np.arange(0, config.hidden_dim, 2) / config.hidden_dim)
@@ -25,7 +25,7 @@ PEGASUS = Architecture(
     expects=bart.EXPECTS,
     rules=bart.RULES,
     heads={"Seq2SeqLM": Head("PegasusForConditionalGeneration")},
-    fixed=_sinusoids,
+    fixed=sinusoids,
     unused=("*.embed_positions.weight",),
     **bart.NAMES,
 )

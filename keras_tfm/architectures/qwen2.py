@@ -13,7 +13,7 @@ from keras_tfm.config import TransformerConfig
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     size = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
     first = config.get("max_window_layers", 28)
-    types = read_types(config, lambda index: SLIDING if size is not None and index >= first else FULL)
+    types = read_types(config, size, lambda index: SLIDING if size is not None and index >= first else FULL)
     return sliding(types, size)
 
 

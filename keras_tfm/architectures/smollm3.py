@@ -15,7 +15,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     # A list of ones and zeros; the ones, whatever its name, are blocks that have positions.
     turns = config.get("no_rope_layers") or [(index + 1) % every for index in range(config["num_hidden_layers"])]
     slides = config.get("use_sliding_window") and size is not None
-    types = read_types(config, lambda index: SLIDING if slides and not turns[index] else FULL)
+    types = read_types(config, size, lambda index: SLIDING if slides and not turns[index] else FULL)
     return pattern(
         [
             ({} if turn else {"position": None}) | ({"window": size} if kind == SLIDING else {})

@@ -65,7 +65,8 @@ class Fused(Tensor):
 
 Layout = tuple[Tensor, ...]
 # Our attribute path, or several that they fuse, to their module's name and the way it is stored. {i} is the block.
-Weights = Mapping[str | tuple[str, ...], tuple[str, Layout]]
+# (Keys are `str | tuple[str, ...]`; a mapping's key type is invariant, so that a dict of either alone would not be one.)
+Weights = Mapping[Any, tuple[str, Layout]]
 
 
 def _split_heads(array: Array, shape: Shape) -> Array:

@@ -35,5 +35,12 @@ def from_pretrained(source: str | Path, **options: Any) -> Any:
     return hugging_face.read_any(source, **options)
 
 
+def from_keras_hub(model: Any, **options: Any) -> Any:
+    """A KerasHub (keras-nlp) backbone or task as ours: see `keras_tfm.checkpoints.keras_hub.from_keras_hub`."""
+    from keras_tfm.checkpoints import keras_hub
+
+    return keras_hub.from_keras_hub(model, **options)
+
+
 Pretrained.read_checkpoint = staticmethod(_read)
 Pretrained.write_checkpoint = staticmethod(_write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import warnings
@@ -128,9 +129,12 @@ def write(model: Any, directory: str | Path, *, max_shard_size: int | str = "5GB
     written = list(_written(model, architecture, head))
     dtypes = {keras.backend.standardize_dtype(pair.variables[0].dtype) for _, pair in written}
     config["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    sizes = {key: pair.byte_count() for key, pair in written}
+    fixed = {} if architecture.fixed is None else architecture.fixed(backbone.config)
+    fixed = {architecture.prefix_with(head) + key: array for key, array in fixed.items()}
+    sizes = {key: pair.byte_count() for key, pair in written} | {key: array.nbytes for key, array in fixed.items()}
+    arrays = itertools.chain(((key, pair.write()) for key, pair in written), fixed.items())
     with writing.replacing(Path(directory)) as scratch:
-        writing.write_tensors(scratch, sizes, ((key, pair.write()) for key, pair in written), limit)
+        writing.write_tensors(scratch, sizes, arrays, limit)
         if tokenizer is not None:
             tokenizer.save(scratch)
         if isinstance(model, TextEmbedder):

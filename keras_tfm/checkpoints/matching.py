@@ -85,7 +85,7 @@ def _walk(root: Any, weights: Weights, *, in_head: bool) -> Iterator[Pair]:
         for group, i in enumerate(_blocks(root, paths[0])):
             for tensor in layout:
                 full = [".".join(filter(None, (path.format(i=i), tensor.ours))) for path in paths]
-                variables = [_resolve(root, path) for path in full]
+                variables = [resolve(root, path) for path in full]
                 if any(variable is None for variable in variables) or id(variables[0]) in seen:
                     continue
                 seen.add(id(variables[0]))
@@ -97,12 +97,12 @@ def _blocks(root: Any, path: str) -> list[int]:
     """What {i} stands for in a path: the blocks, of those that share their weights the first."""
     if "{i}" not in path:
         return [0]
-    blocks = _resolve(root, path.partition(".{i}")[0]) or []
+    blocks = resolve(root, path.partition(".{i}")[0]) or []
     first = {id(block): i for i, block in reversed(list(enumerate(blocks)))}
     return sorted(first.values())
 
 
-def _resolve(root: Any, path: str) -> Any:
+def resolve(root: Any, path: str) -> Any:
     """The object at a dotted path; None where a part of it is None (an option that is off)."""
     for part in path.split("."):
         root = root[int(part)] if part.isdigit() else getattr(root, part, None)

@@ -62,9 +62,11 @@ class Attention(Layer):
                 check_choice("use_bias", name, PROJECTIONS)
         if qk_norm is not None:
             norms.check(qk_norm)
-        check_choice("qk_norm_scope", qk_norm_scope, ("head", "all_heads"))
+        check_choice("qk_norm_scope", qk_norm_scope, ("head", "each_head", "all_heads"))
         if qk_norm is None and qk_norm_scope != "head":
             raise ValueError(f"qk_norm_scope={qk_norm_scope!r} says how qk_norm works; give qk_norm too.")
+        if qk_norm_scope == "each_head":
+            norms.grouped(qk_norm, 1)  # raises for what has no such form
         check_choice("output_gate", output_gate, (None, "headwise", "elementwise"))
         check_choice("sinks", sinks, (None, "learned", "off_by_one"))
         check_choice("kernel", kernel, ("auto", *KERNELS))
@@ -147,19 +149,23 @@ class Attention(Layer):
             )
         self.query_norm = self.key_norm = None
         if self.qk_norm is not None:
-            self.query_norm = self._head_norm("query_norm", heads)
-            self.key_norm = self._head_norm("key_norm", kv_heads)
+            self.query_norm = self._head_norm("query_norm", heads, "heads")
+            self.key_norm = self._head_norm("key_norm", kv_heads, "kv_heads")
         self.sink_logits = None
         if self.sinks == "learned":
             self.sink_logits = self.add_weight(name="sink_logits", shape=(heads,), initializer="zeros")
             logical_axes(self.sink_logits, "heads")
 
-    def _head_norm(self, name: str, heads: int) -> keras.layers.Layer:
+    def _head_norm(self, name: str, heads: int, axis: str) -> keras.layers.Layer:
         """A normalization of queries or keys, (batch, length, heads, head_dim), with weights as the scope says."""
-        norm = norms.make(self.qk_norm, **self.sublayer_options(name))
-        width = self._head_dim * (heads if self.qk_norm_scope == "all_heads" else 1)
-        norm.build((None, None, width))
-        norms.annotate(norm, "heads" if self.qk_norm_scope == "all_heads" else "head_dim")
+        options = self.sublayer_options(name)
+        if self.qk_norm_scope == "each_head":
+            norm = norms.grouped(self.qk_norm, heads, **options)
+            norm.build((None, heads * self._head_dim))
+        else:
+            norm = norms.make(self.qk_norm, **options)
+            norm.build((None, None, self._head_dim * (heads if self.qk_norm_scope == "all_heads" else 1)))
+        norms.annotate(norm, "head_dim" if self.qk_norm_scope == "head" else axis)
         return norm
 
     # Calling ---------------------------------------------------------------------------------------------------------
@@ -179,7 +185,8 @@ class Attention(Layer):
         if self.qk_norm_scope == "head":
             return norm(x)
         shape = ops.shape(x)
-        joined = ops.reshape(x, (*shape[:2], x.shape[2] * x.shape[3]))  # (batch, length, heads * head_dim)
+        lead = (-1,) if self.qk_norm_scope == "each_head" else shape[:2]  # groups span all axes but the first
+        joined = ops.reshape(x, (*lead, x.shape[2] * x.shape[3]))  # (batch, length, heads * head_dim), or all tokens
         return ops.reshape(norm(joined), shape)
 
     def _score_options(self, training) -> dict[str, Any]:

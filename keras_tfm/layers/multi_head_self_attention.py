@@ -10,6 +10,7 @@ from keras_tfm import ops as tfm_ops
 from keras_tfm.layers import position as positions_
 from keras_tfm.layers.attention import Attention
 from keras_tfm.layers.base import check_hidden, check_positive, check_sequence, pack, register, release
+from keras_tfm.layers.projection import project
 from keras_tfm.ops import backend, kv_cache
 from keras_tfm.ops.positions import default as default_positions
 
@@ -26,12 +27,14 @@ class MultiHeadSelfAttention(Attention):
         causal: A token sees itself and what came before.
         window: Sliding window (Beltagy et al. 2020; Mistral): causal, a token sees `window` tokens up to and including
             itself; otherwise `window` on either side.
-        position: "rotary", "alibi", "relative", a dict of options with a "kind", or a `PositionScheme` layer.
+        position: "rotary", "alibi", "relative", "disentangled", a dict of options with a "kind", or a `PositionScheme`
+            layer.
         qk_norm: "rms_norm", "layer_norm", a dict of options, or a layer: normalizes each head of queries and keys
             (Henry et al. 2020; Dehghani et al. 2023).
-        qk_norm_scope: "head", or "all_heads" for statistics and weights over all heads together (OLMo 2).
+        qk_norm_scope: What has statistics, and weights, of its own: "head" (all heads share the weights), "each_head" (none
+            do; Cohere's Command R+; needs qk_norm "layer_norm"), "all_heads" (both over all heads together; OLMo 2).
         logit_softcap: Scores become cap * tanh(scores / cap) (Gemma 2).
-        scale: Of the scores. Default: head_dim ** -0.5.
+        scale: Of the scores. Default: head_dim ** -0.5, or what the position scheme says.
         dropout: Of attention weights, while training.
         use_bias: For all projections, or a dict over "query", "key", "value", "output".
         output_gate: "headwise" or "elementwise": a sigmoid gate, computed from x, on what the heads give (Qiu et al. 2025).
@@ -109,6 +112,8 @@ class MultiHeadSelfAttention(Attention):
         self.window = window
         self.given(position=position)
         self.position = positions_.make(position, **self.sublayer_options("position"))
+        if scale is not None and self.position is not None and self.position.scale(1) is not None:
+            raise ValueError(f"scale={scale} and position={position!r}, which has a scale of its own: leave scale out.")
 
     def build(self, x_shape):
         width = check_hidden("x", x_shape)
@@ -116,7 +121,8 @@ class MultiHeadSelfAttention(Attention):
         if self.position is not None:
             self.position.check_heads(self.num_heads, self._head_dim)
             if not self.position.built:
-                self.position.build((None, None, self.num_heads, self._head_dim))
+                heads = (self.num_heads, self._head_dim)
+                self.position.build((None, None, *((width,) if self.position.projected else heads)))
 
     def make_cache(self, batch: int, capacity: int, dtype: str | None = None) -> kv_cache.Cache:
         """An empty cache for `batch` rows of up to `capacity` tokens; a windowed layer keeps no more than its window."""
@@ -161,7 +167,7 @@ class MultiHeadSelfAttention(Attention):
             )
             padding_mask, bias_positions = None, key_positions
             key, value = (keras.ops.cast(t, query.dtype) for t in (key, value))
-        bias = None if scheme is None else scheme.bias(query, key, positions, bias_positions)
+        bias = None if scheme is None else scheme.bias(query, key, positions, bias_positions, **self._projected(x))
         heads = tfm_ops.attention(
             query,
             key,
@@ -179,6 +185,20 @@ class MultiHeadSelfAttention(Attention):
         )
         heads, scores = heads if return_scores else (heads, None)
         return pack(self._combine_heads(heads, x), cache, scores)
+
+    def _projected(self, x) -> dict[str, Any]:
+        """Queries and keys of the position scheme's own vectors, (count, heads, head_dim), where it has some."""
+        if not self.position.projected:
+            return {}
+        vectors = keras.ops.cast(self.position.vectors(), x.dtype)[None]
+        key = self._normalized(self.key_norm, project(self.key, vectors))
+        return {"position_query": self._queries(vectors)[0], "position_key": key[0]}
+
+    def _score_options(self, training) -> dict[str, Any]:
+        options = super()._score_options(training)
+        if options["scale"] is None and self.position is not None:
+            options["scale"] = self.position.scale(self._head_dim)
+        return options
 
     def _check_cache(self, attention_mask, segment_ids) -> None:
         if not self.causal:

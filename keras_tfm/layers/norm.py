@@ -40,6 +40,27 @@ def make(norm: Any, **keywords: Any) -> keras.layers.Layer:
     return KINDS[kind](**{"epsilon": DEFAULT_EPSILON[kind], **options, **keywords})
 
 
+def grouped(norm: Any, groups: int, **keywords: Any) -> keras.layers.GroupNormalization:
+    """A layer normalization of each of `groups` equal parts of a row, (rows, width), with weights for the whole width.
+
+    Args:
+        norm: "layer_norm", or a dict of its options.
+        groups: That divide the width.
+        keywords: name and dtype of the new layer.
+
+    Raises:
+        ValueError: for another norm.
+    """
+    check(norm)
+    options = dict(norm) if isinstance(norm, dict) else {"kind": norm}
+    if options.pop("kind", "layer_norm") != "layer_norm" or set(options) - {"epsilon", "center", "scale"}:
+        raise ValueError(
+            "Weights of each head's own need 'layer_norm', by name or with epsilon, center and scale in a dict; "
+            f"got {norm!r}."
+        )
+    return keras.layers.GroupNormalization(groups, **{"epsilon": DEFAULT_EPSILON["layer_norm"], **options, **keywords})
+
+
 def annotate(norm: keras.layers.Layer, axis: str) -> None:
     """State the logical axis of a normalization's weights."""
     for variable in norm.weights:

@@ -19,6 +19,7 @@ class PositionScheme(Layer):
     """A position scheme that does nothing; the schemes override a hook."""
 
     where: str = "attention"  # or "embedding": where the scheme has its effect
+    projected: bool = False  # `vectors` go through the projections of attention, and from there to `bias`
 
     def embed(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """Add to embeddings. x: (batch, length, width); positions: (batch or 1, length) int, None for 0, 1, 2, …"""
@@ -29,13 +30,21 @@ class PositionScheme(Layer):
         return query, key
 
     def bias(
-        self, query: Tensor, key: Tensor, query_positions: Tensor | None, key_positions: Tensor | None
+        self, query: Tensor, key: Tensor, query_positions: Tensor | None, key_positions: Tensor | None, **projected: Any
     ) -> Tensor | None:
         """What to add to the scores, broadcastable to (batch, heads, queries, keys) float32; None for nothing.
 
         Takes queries and keys as attended (keys of a whole cache, say) with (batch or 1, length) positions, None for
-        0, 1, 2, …
+        0, 1, 2, …; a `projected` scheme also its `vectors` as position_query and position_key, (count, heads, head_dim).
         """
+        return None
+
+    def vectors(self) -> Tensor:
+        """Of a `projected` scheme: what attention projects to queries and keys, as it does tokens. (count, width)."""
+        raise self._not_implemented_error(self.vectors)
+
+    def scale(self, head_dim: int) -> float | None:
+        """The scale of the scores that goes with the scheme; None for the usual one."""
         return None
 
     def check_heads(self, num_heads: int, head_dim: int) -> None:
@@ -69,6 +78,7 @@ class PositionBias(PositionScheme):
 def schemes() -> dict[str, tuple[type[PositionScheme], dict[str, Any]]]:
     """Kind to layer and preset options."""
     from keras_tfm.layers.alibi import ALiBi
+    from keras_tfm.layers.disentangled_bias import DisentangledBias
     from keras_tfm.layers.positional_encoding import PositionalEncoding
     from keras_tfm.layers.relative_position_bias import RelativePositionBias
     from keras_tfm.layers.rotary_embedding import RotaryEmbedding
@@ -79,6 +89,7 @@ def schemes() -> dict[str, tuple[type[PositionScheme], dict[str, Any]]]:
         "rotary": (RotaryEmbedding, {}),
         "alibi": (ALiBi, {}),
         "relative": (RelativePositionBias, {}),
+        "disentangled": (DisentangledBias, {}),
     }
 
 

@@ -60,7 +60,7 @@ class RotaryEmbedding(PositionScheme):
 
     def rotated_dim(self, head_dim: int) -> int:
         """How many features of a head turn; even."""
-        dim = int(head_dim * self.fraction)
+        dim = int(head_dim * self.fraction + 1e-6)  # a fraction that was a quotient may fall just short
         if dim % 2 or dim == 0:
             raise ValueError(
                 "Rotary embedding turns pairs: head_dim * fraction must be even and positive; "

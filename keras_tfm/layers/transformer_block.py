@@ -33,7 +33,9 @@ class TransformerBlock(Layer):
         num_heads: Query heads.
         intermediate_dim: Width inside the feed-forward layer.
         norm: "layer_norm", "rms_norm", a dict of options with a "kind", or a layer as pattern.
-        norm_placement: "pre", "post", "sandwich", "residual" or "none": see `Residual`.
+        norm_placement: "pre", "post", "sandwich", "residual" or "none": see `Residual`. Or a dict over "attention",
+            "cross_attention" and "feed_forward", each "pre" where it has no entry (ModernBERT's first block has
+            {"attention": "none"}).
         dropout: Of the residual branches, and of attention weights unless `attention_dropout` says otherwise.
         num_key_value_heads, head_dim, window, position: Of self-attention: see `MultiHeadSelfAttention`.
         activation, gated: Of the feed-forward layer: see `FeedForward`.
@@ -51,13 +53,14 @@ class TransformerBlock(Layer):
     """
 
     causal = False
+    branches: tuple[str, ...] = ("attention", "feed_forward")
 
     def __init__(
         self,
         num_heads: int,
         intermediate_dim: int,
         norm: Any = "layer_norm",
-        norm_placement: str = "pre",
+        norm_placement: str | dict[str, str] = "pre",
         dropout: float = 0.0,
         *,
         num_key_value_heads: int | None = None,
@@ -83,6 +86,8 @@ class TransformerBlock(Layer):
         check_rate(dropout=dropout, attention_dropout=attention_dropout)
         check_rate(activation_dropout=activation_dropout, drop_path=drop_path)
         check_choice("parallel", parallel, (False, True, "shared_norm"))
+        for part in norm_placement if isinstance(norm_placement, dict) else ():
+            check_choice("norm_placement", part, self.branches)
         if parallel and norm_placement != "pre":
             raise ValueError(
                 f"parallel={parallel!r} adds both branches to one input: norm_placement must be 'pre'; "
@@ -144,10 +149,8 @@ class TransformerBlock(Layer):
             raise ValueError(
                 f"{type(self).__name__} is causal; its attention says causal=False. An encoder block looks both ways."
             )
-        self.attention_residual = self._residual("attention_residual", norm_placement)
-        self.feed_forward_residual = self._residual(
-            "feed_forward_residual", "none" if parallel == "shared_norm" else norm_placement
-        )
+        self.attention_residual = self._residual("attention")
+        self.feed_forward_residual = self._residual("feed_forward", "none" if parallel == "shared_norm" else None)
 
     # Parts -----------------------------------------------------------------------------------------------------------
 
@@ -185,10 +188,13 @@ class TransformerBlock(Layer):
         }
         return self._part(name, given, cls, **shared, use_bias=self.use_bias, dropout=dropout, **defaults)
 
-    def _residual(self, name: str, norm_placement: str) -> Residual:
+    def _residual(self, branch: str, norm_placement: str | None = None) -> Residual:
+        name, placement = f"{branch}_residual", self.norm_placement
+        if isinstance(placement, dict):
+            placement = placement.get(branch, "pre")
         return Residual(
             self.norm,
-            norm_placement,
+            norm_placement or placement,
             dropout=self.dropout,
             drop_path=self.drop_path,
             layer_scale=self.layer_scale,

@@ -42,6 +42,7 @@ class TransformerDecoderBlock(TransformerBlock):
     """
 
     causal = True
+    branches = ("attention", "cross_attention", "feed_forward")
 
     def __init__(
         self,
@@ -49,13 +50,15 @@ class TransformerDecoderBlock(TransformerBlock):
         intermediate_dim: int,
         cross_attention: Any = False,
         norm: Any = "layer_norm",
-        norm_placement: str = "pre",
+        norm_placement: str | dict[str, str] = "pre",
         dropout: float = 0.0,
         **kwargs,
     ):
         super().__init__(num_heads, intermediate_dim, norm, norm_placement, dropout, **kwargs)
         if cross_attention and self.parallel:
             raise ValueError("parallel has no place for cross_attention; leave one of them out.")
+        if isinstance(norm_placement, dict) and "cross_attention" in norm_placement and not cross_attention:
+            raise ValueError("norm_placement names cross_attention, which this block has not.")
         if not isinstance(cross_attention, keras.layers.Layer):
             self._given["cross_attention"] = cross_attention
         options = None if cross_attention is True else cross_attention
@@ -63,7 +66,7 @@ class TransformerDecoderBlock(TransformerBlock):
         self.cross_attention_residual: Any = None
         if cross_attention:
             self.cross_attention = self._attention("cross_attention", options, MultiHeadCrossAttention)
-            self.cross_attention_residual = self._residual("cross_attention_residual", norm_placement)
+            self.cross_attention_residual = self._residual("cross_attention")
 
     def build(self, x_shape, context_shape=None):
         super().build(x_shape)

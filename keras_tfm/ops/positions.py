@@ -253,3 +253,23 @@ def relative_buckets(relative_position: Tensor, *, num_buckets: int, max_distanc
     if bidirectional:
         bucket = bucket + ops.where(relative_position > 0, per_side, 0)
     return ops.cast(bucket, "int32")
+
+
+def disentangled_rows(distance: Tensor, *, num_rows: int | None, max_distance: int) -> Tensor:
+    """DeBERTa's row of query position minus key position, far keys ahead first, far keys behind last.
+
+    One row a distance, up to max_distance either way (He et al. 2021, eq. 3); or, with `num_rows`, only half of them
+    so and the farther ones logarithmic (He et al. 2023, DeBERTaV2 and V3). As in `relative_buckets`, a table is made once.
+
+    Any shape of integers; the same shape of int32 in [0, num_rows or 2 * max_distance).
+    """
+    distance = ops.cast(distance, "int32")
+    if num_rows is None:
+        return ops.clip(distance, -max_distance, max_distance - 1) + max_distance
+    per_side, middle = num_rows // 2, num_rows // 4
+    near = np.arange(max_distance + 1)
+    ratio = np.log((np.maximum(near, middle) / middle).astype(np.float32)) / np.log(np.float32((max_distance - 1) / middle))
+    far = np.ceil(ratio * np.float32(middle - 1)).astype(np.int32) + middle
+    table = np.where(near <= middle, near, far).astype(np.int32)
+    steps = ops.take(ops.convert_to_tensor(table), ops.minimum(ops.abs(distance), max_distance), axis=0)
+    return ops.clip(ops.where(distance < 0, -steps, steps), -per_side, per_side - 1) + per_side

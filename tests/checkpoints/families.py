@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+GOLDEN = Path(__file__).parent / "golden"
 
 # transformers' keywords of most decoders. Heads of another width than width / heads, fewer key/value heads, a
 # vocabulary that is no multiple of 8.
@@ -17,6 +20,22 @@ DECODER = dict(
     max_position_embeddings=32,
     tie_word_embeddings=False,
 )
+# And of BART and its relatives.
+SEQ2SEQ = dict(
+    vocab_size=43,
+    d_model=24,
+    encoder_layers=2,
+    decoder_layers=1,
+    encoder_attention_heads=3,
+    decoder_attention_heads=3,
+    encoder_ffn_dim=40,
+    decoder_ffn_dim=40,
+    max_position_embeddings=19,
+    bos_token_id=2,
+    eos_token_id=2,
+    forced_eos_token_id=2,
+    decoder_start_token_id=2,
+)
 ROPE = dict(rope_theta=5000.0, rope_type="default")
 
 
@@ -28,7 +47,8 @@ class Case:
         config: Class name of its configuration.
         options: Keywords of that.
         models: Our class name to theirs.
-        variants: Name to keywords that differ from `options`; each is compared with the first of `models`.
+        variants: Name to keywords that differ from `options`; each is compared with the first of `models`, or with the one
+            that its name begins with ("TextClassifier: mean").
         pad: Token id at padded places.
         left: Also compare a left-padded row.
     """
@@ -39,6 +59,11 @@ class Case:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     pad: int = 0
     left: bool = True
+
+    def task(self, variant: str) -> str:
+        """The one of `models` that a variant is compared with."""
+        task = variant.partition(":")[0]
+        return task if task in self.models else next(iter(self.models))
 
 
 def decoder_models(name: str, *tasks: str, base: str | None = None) -> dict[str, str]:
@@ -206,6 +231,36 @@ FAMILIES: dict[str, Case] = {
         decoder_models("Olmo2", "CausalLM", "Backbone", "TextClassifier"),
         {"tied, biases": dict(tie_word_embeddings=True, attention_bias=True, rms_norm_eps=1e-3)},
     ),
+    "starcoder2": Case(
+        "Starcoder2Config",
+        DECODER | dict(rope_parameters=ROPE, tie_word_embeddings=True),
+        decoder_models("Starcoder2", "CausalLM", "Backbone", "TextClassifier", "TokenClassifier"),
+        {"untied, no biases, window": dict(tie_word_embeddings=False, use_bias=False, sliding_window=4)},
+    ),
+    "stablelm": Case(
+        "StableLmConfig",
+        DECODER | dict(hidden_size=64, rope_parameters=ROPE | dict(partial_rotary_factor=0.25)),
+        decoder_models("StableLm", "CausalLM", "Backbone", "TextClassifier", "TokenClassifier"),
+        {
+            "parallel": dict(use_parallel_residual=True),
+            "tied, biases": dict(tie_word_embeddings=True, use_qkv_bias=True, hidden_act="gelu", layer_norm_eps=1e-3),
+        },
+    ),
+    "phi": Case(
+        "PhiConfig",
+        DECODER | dict(hidden_size=32, rope_parameters=ROPE | dict(partial_rotary_factor=0.5)),
+        decoder_models("Phi", "CausalLM", "Backbone", "TextClassifier", "TokenClassifier"),
+        {"tied, qk norm": dict(tie_word_embeddings=True, qk_layernorm=True, hidden_act="relu", layer_norm_eps=1e-3)},
+    ),
+    "cohere": Case(
+        "CohereConfig",
+        DECODER | dict(rope_parameters=ROPE, tie_word_embeddings=True, logit_scale=0.5),
+        decoder_models("Cohere", "CausalLM", "Backbone"),
+        {
+            "untied, biases": dict(tie_word_embeddings=False, attention_bias=True, layer_norm_eps=1e-3),
+            "qk norm": dict(use_qk_norm=True, layer_norm_eps=1e-3),
+        },
+    ),
     "phi3": Case(
         "Phi3Config",
         DECODER | dict(rope_parameters=ROPE),
@@ -280,6 +335,51 @@ FAMILIES: dict[str, Case] = {
         decoder_models("Bloom"),
         {"untied": dict(tie_word_embeddings=False, layer_norm_epsilon=1e-3)},
     ),
+    "gptj": Case(
+        "GPTJConfig",
+        dict(vocab_size=43, n_embd=48, n_layer=2, n_head=2, n_positions=32, rotary_dim=10),
+        decoder_models("GPTJ", "CausalLM", "Backbone", "TextClassifier", "QuestionAnswerer"),
+        {"tied, narrow": dict(tie_word_embeddings=True, n_inner=40, activation_function="relu", rotary_dim=24)},
+    ),
+    "gpt_neo": Case(
+        "GPTNeoConfig",
+        dict(
+            vocab_size=43,
+            hidden_size=24,
+            num_layers=3,
+            num_heads=3,
+            max_position_embeddings=19,
+            attention_types=[[["global", "local"], 1], [["local"], 1]],
+            window_size=4,
+        ),
+        decoder_models("GPTNeo"),
+        {
+            "global, untied": dict(
+                attention_types=[[["global"], 3]], intermediate_size=40, activation_function="gelu", tie_word_embeddings=False
+            ),
+        },
+    ),
+    "falcon": Case(
+        "FalconConfig",
+        dict(
+            vocab_size=43,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            new_decoder_architecture=True,
+            ffn_hidden_size=40,
+            max_position_embeddings=32,
+            rope_parameters=ROPE,
+        ),
+        decoder_models("Falcon"),
+        {
+            "one norm, biases": dict(num_ln_in_parallel_attn=1, bias=True, tie_word_embeddings=False),
+            "7b": dict(new_decoder_architecture=False, ffn_hidden_size=None),
+            "no multi-query": dict(new_decoder_architecture=False, multi_query=False, num_kv_heads=4),
+            "one after the other": dict(new_decoder_architecture=False, parallel_attn=False),
+        },
+    ),
     "t5": Case(
         "T5Config",
         dict(
@@ -305,6 +405,38 @@ FAMILIES: dict[str, Case] = {
         dict(vocab_size=43, d_model=24, num_layers=2, num_heads=3, d_kv=6, d_ff=40, tie_word_embeddings=False),
         {"Seq2SeqLM": "MT5ForConditionalGeneration", "Backbone": "MT5Model"},
         {"tied": dict(tie_word_embeddings=True)},
+    ),
+    "bart": Case(
+        "BartConfig",
+        SEQ2SEQ,
+        {"Seq2SeqLM": "BartForConditionalGeneration", "Backbone": "BartModel"},
+        {"scaled": dict(scale_embedding=True, activation_function="gelu_new", decoder_layers=2)},
+        left=False,
+    ),
+    "mbart": Case(
+        "MBartConfig",
+        SEQ2SEQ | dict(scale_embedding=True),
+        {"Seq2SeqLM": "MBartForConditionalGeneration", "Backbone": "MBartModel"},
+        left=False,
+    ),
+    "pegasus": Case(
+        "PegasusConfig",
+        SEQ2SEQ | dict(scale_embedding=True, activation_function="relu"),
+        {"Seq2SeqLM": "PegasusForConditionalGeneration", "Backbone": "PegasusModel"},
+        left=False,
+    ),
+    "marian": Case(
+        "MarianConfig",
+        SEQ2SEQ | dict(scale_embedding=True, activation_function="swish"),
+        {"Seq2SeqLM": "MarianMTModel", "Backbone": "MarianModel"},
+        left=False,
+    ),
+    "m2m_100": Case(
+        "M2M100Config",
+        SEQ2SEQ,
+        {"Seq2SeqLM": "M2M100ForConditionalGeneration", "Backbone": "M2M100Model"},
+        {"unscaled": dict(scale_embedding=False)},
+        pad=1,
     ),
     "bert": Case("BertConfig", ENCODER, encoder_models("Bert"), {"gelu_new": dict(hidden_act="gelu_new")}, left=False),
     "roberta": Case(
@@ -341,6 +473,40 @@ FAMILIES: dict[str, Case] = {
         encoder_models("MPNet"),
         {"relu": dict(hidden_act="relu")},
         pad=1,
+        left=False,
+    ),
+    "modernbert": Case(
+        "ModernBertConfig",
+        dict(
+            vocab_size=43,
+            hidden_size=24,
+            num_hidden_layers=5,
+            num_attention_heads=3,
+            intermediate_size=40,
+            max_position_embeddings=32,
+            local_attention=6,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        ),
+        encoder_models("ModernBert"),
+        {
+            "all biases": dict(attention_bias=True, mlp_bias=True, norm_bias=True, classifier_bias=True),
+            "untied, bare, relu": dict(tie_word_embeddings=False, decoder_bias=False, classifier_activation="relu"),
+            "bases": dict(
+                hidden_activation="relu",
+                layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+                rope_parameters=dict(
+                    full_attention=dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=8),
+                    sliding_attention=dict(rope_type="default", rope_theta=50.0),
+                ),
+            ),
+            "one block": dict(num_hidden_layers=1),
+            "TextClassifier: mean": dict(classifier_pooling="mean", classifier_bias=True, norm_bias=True),
+            "TokenClassifier: gelu_new": dict(classifier_activation="gelu_new", norm_eps=1e-3),
+        },
         left=False,
     ),
     "electra": Case(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ LENGTH = 11
 TOLERANCE = 1e-5
 RUNS = [
     *((family, None, task) for family, case in FAMILIES.items() for task in case.models),
-    *((family, variant, next(iter(case.models))) for family, case in FAMILIES.items() for variant in case.variants),
+    *((family, variant, case.task(variant)) for family, case in FAMILIES.items() for variant in case.variants),
 ]
 
 
@@ -91,17 +94,30 @@ def agreeing(task, ours, theirs):
     return [(ours, theirs["logits"])]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def differences():
+    """The largest relative difference by family and task; `benchmarks/families.py` says where to keep them."""
+    found: dict[str, dict[str, float]] = {}
+    yield found
+    if os.environ.get("KERAS_TFM_FAMILIES"):
+        Path(os.environ["KERAS_TFM_FAMILIES"]).write_text(json.dumps(found), "utf-8")
+
+
 def compare(task, ours, theirs, mask):
+    """The largest difference, relative to the largest value; it must be small."""
+    largest = 0.0
     for a, b in agreeing(task, numpy(ours), theirs):
         b = b.detach().numpy()
         if a.shape[:2] == mask.shape:
             a, b = a[mask], b[mask]
         difference = np.abs(a - b).max() / np.abs(b).max()
         assert difference <= TOLERANCE, f"{difference:.1e}"
+        largest = max(largest, float(difference))
+    return largest
 
 
 @pytest.mark.parametrize(("family", "variant", "task"), RUNS, ids=[" ".join(filter(None, run)) for run in RUNS])
-def test_outputs_are_the_references_and_files_go_back(family, variant, task, tmp_path):
+def test_outputs_are_the_references_and_files_go_back(family, variant, task, tmp_path, differences):
     from safetensors.numpy import load_file
 
     case = FAMILIES[family]
@@ -113,7 +129,7 @@ def test_outputs_are_the_references_and_files_go_back(family, variant, task, tmp
     inputs = batch_for(case, "decoder_token_ids" in ours._required_keys)
     with torch.no_grad():
         expected = outputs_of(theirs, inputs)
-    compare(task, ours(inputs), expected, inputs["padding_mask"])
+    difference = compare(task, ours(inputs), expected, inputs["padding_mask"])
 
     ours.save_pretrained(tmp_path / "ours")
     again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
@@ -122,9 +138,13 @@ def test_outputs_are_the_references_and_files_go_back(family, variant, task, tmp
         for name, value in outputs_of(again.eval(), inputs).items():
             np.testing.assert_array_equal(value, expected[name])
     before, after = (load_file(tmp_path / who / "model.safetensors") for who in ("theirs", "ours"))
-    assert set(before) == set(after)
-    for name in before:
+    architecture = architectures.find(family)
+    only_one = set(before) ^ set(after)  # Marian writes its fixed table of positions for the bare model alone
+    assert all(architecture.ignores(name) for name in only_one), only_one
+    for name in set(before) & set(after):
         np.testing.assert_array_equal(before[name], after[name])
+    of_family = differences.setdefault(family, {})
+    of_family[task] = max(of_family.get(task, 0.0), difference)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -55,7 +55,10 @@ _ATTENTION: dict[str, list[Change]] = {
     "num_key_value_heads": changes(1),
     "head_dim": changes(3),
     "qk_norm": HEAD_NORMS,
-    "qk_norm_scope": changes("all_heads", qk_norm="rms_norm"),
+    "qk_norm_scope": changes(
+        Change("all_heads", {"qk_norm": "rms_norm"}),
+        Change("each_head", {"qk_norm": {"kind": "layer_norm", "center": False}}),
+    ),
     "logit_softcap": changes(0.5),
     "scale": changes(2.0),
     "dropout": changes(0.5),
@@ -83,6 +86,7 @@ _RESIDUAL: dict[str, list[Change]] = {
 }
 _BLOCK: dict[str, list[Change]] = {
     **_RESIDUAL,
+    "norm_placement": changes("post", "sandwich", "residual", "none", {"attention": "none"}, {"feed_forward": "post"}),
     "num_heads": changes(4),
     "intermediate_dim": changes(12),
     "num_key_value_heads": changes(1),
@@ -271,7 +275,10 @@ def call(layer: keras.Layer, given: dict[str, Any], **keywords: Any) -> list[Any
         return [embedded, layer(embedded, reverse=True, **keywords)]
     if name == "MaskedLMHead":
         table = layers.TokenEmbedding(
-            layer.vocabulary_size, layer.hidden_dim or WIDTH, embeddings_initializer="ones", name="table_of_" + layer.name
+            layer.vocabulary_size,
+            layer.hidden_dim or WIDTH,
+            embeddings_initializer="ones",
+            name="table_of_" + layer.name,
         )
         return [layer(given["x"], token_embedding=table, **keywords)]
     return [layer(given["x"], **keywords)]

@@ -143,6 +143,18 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: encoder(parallel=True, norm_placement="post"),
         "parallel=True.*norm_placement must be 'pre'; got 'post'",
     ),
+    "norm_placement of a branch": (
+        lambda: encoder(norm_placement={"cross_attention": "post"}),
+        "norm_placement must be one of .*'feed_forward'.*got 'cross_attention'",
+    ),
+    "norm_placement in a branch": (
+        lambda: encoder(norm_placement={"attention": "prenorm"}),
+        "norm_placement must be one of .*'sandwich'.*got 'prenorm'",
+    ),
+    "norm_placement without cross-attention": (
+        lambda: TransformerDecoderBlock(2, 16, norm_placement={"cross_attention": "post"}),
+        "norm_placement names cross_attention",
+    ),
     "parallel cross-attention": (lambda: decoder(parallel=True, cross_attention=True), "parallel.*cross_attention"),
     "a layer and its options": (
         lambda: encoder(attention=attention(), window=3, head_dim=4),

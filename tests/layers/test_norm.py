@@ -71,25 +71,30 @@ def test_an_offset_is_added_before_any_rounding():
     np.testing.assert_array_equal(numpy(narrow), numpy(ops.cast(wide, "bfloat16")))
 
 
-@pytest.mark.parametrize("scope", ["head", "all_heads"])
+@pytest.mark.parametrize("scope", ["head", "each_head", "all_heads"])
 def test_queries_and_keys_are_normalized_as_the_scope_says(scope):
-    """OLMo 2's statistics and weights span the heads, 4 of queries and 2 of keys."""
-    layer = layers.MultiHeadSelfAttention(
-        4, 2, 5, qk_norm="rms_norm", qk_norm_scope=scope, use_bias=False, kernel="reference"
-    )
+    """4 heads of queries and 2 of keys: OLMo 2's statistics and weights span them, Command R+'s are each head's own."""
+    layer = layers.MultiHeadSelfAttention(4, 2, 5, qk_norm="layer_norm", qk_norm_scope=scope, use_bias=False)
     layer(X)
     fill_weights(layer)
-    for project, scale, made in (
-        (layer.query, layer.query_norm.scale, layer._queries(X)),
-        (layer.key, layer.key_norm.scale, layer._keys_and_values(X)[0]),
+    for project, norm_, made in (
+        (layer.query, layer.query_norm, layer._queries(X)),
+        (layer.key, layer.key_norm, layer._keys_and_values(X)[0]),
     ):
         heads = np.einsum("btd,dnh->btnh", X, numpy(project.kernel))
         over = (-2, -1) if scope == "all_heads" else -1
-        expected = heads / np.sqrt((heads**2).mean(over, keepdims=True) + 1e-6)
-        weights = numpy(scale).reshape((-1, 5) if scope == "all_heads" else (5,))
-        assert_close(made, expected * weights, 1e-5)
+        centred = heads - heads.mean(over, keepdims=True)
+        expected = centred / np.sqrt((centred**2).mean(over, keepdims=True) + 1e-5)
+        gamma, beta = (numpy(w).reshape((5,) if scope == "head" else (-1, 5)) for w in (norm_.gamma, norm_.beta))
+        assert_close(made, expected * gamma + beta, 1e-5)
 
 
 def test_a_scope_without_a_norm_is_refused():
     with pytest.raises(ValueError, match="qk_norm_scope='all_heads' says how qk_norm works; give qk_norm too"):
         layers.MultiHeadSelfAttention(2, qk_norm_scope="all_heads")
+
+
+@pytest.mark.parametrize("given", ["rms_norm", {"kind": "layer_norm", "axis": -1}, keras.layers.LayerNormalization()])
+def test_weights_of_each_heads_own_are_a_layer_norms(given):
+    with pytest.raises(ValueError, match=r"Weights of each head's own need 'layer_norm'.*got"):
+        layers.MultiHeadSelfAttention(2, qk_norm=given, qk_norm_scope="each_head")

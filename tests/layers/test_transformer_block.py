@@ -61,8 +61,11 @@ def by_hand(block, x, allowed, context=None, context_allowed=None) -> np.ndarray
     x = x.astype(np.float64)
 
     def residual(x, name, f):
-        norms = under(w, f"{name}_residual")
-        if block.norm_placement == "post":
+        norms, placement = under(w, f"{name}_residual"), block.norm_placement
+        placement = placement.get(name, "pre") if isinstance(placement, dict) else placement
+        if placement == "none":
+            return x + f(x)
+        if placement == "post":
             return norm(under(norms, "output_norm"), x + f(x))
         return x + f(norm(under(norms, "input_norm"), x))
 
@@ -93,6 +96,7 @@ def filled(block, *inputs: np.ndarray) -> Any:
     [
         {"norm_placement": "pre"},
         {"norm_placement": "post"},
+        {"norm_placement": {"attention": "none"}},
         {"parallel": True},
         {"parallel": "shared_norm", "gated": True},
         {"num_key_value_heads": 1, "gated": True, "head_dim": 5},
@@ -106,7 +110,7 @@ def test_encoder_block_is_the_paper(options):
     assert_close(numpy(block(X, padding_mask=PADDING))[PADDING], by_hand(block, X, allowed)[PADDING], 2e-5)
 
 
-@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("placement", ["pre", "post", {"cross_attention": "none", "feed_forward": "post"}], ids=str)
 def test_decoder_block_is_the_paper(placement):
     block = filled(TransformerDecoderBlock(2, 16, True, norm_placement=placement), X, CONTEXT)
     causal = np.broadcast_to(np.tri(6, dtype=bool), (2, 6, 6))

@@ -1,0 +1,130 @@
+"""Published models' parameter counts, from their published config.json alone; nothing is allocated."""
+
+from __future__ import annotations
+
+import pytest
+
+import keras_tfm as tfm
+from keras_tfm import architectures
+from keras_tfm.ops.backend import without_allocating
+
+
+def bert_like(model_type: str, **sizes) -> dict:
+    common = dict(
+        model_type=model_type,
+        vocab_size=30_522,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=512,
+        type_vocab_size=2,
+    )
+    return common | sizes
+
+
+def albert(width: int, layers: int, heads: int, **more) -> dict:
+    sizes = dict(vocab_size=30_000, embedding_size=128, hidden_size=width, num_hidden_layers=layers)
+    return bert_like("albert", **sizes, num_attention_heads=heads, intermediate_size=4 * width, **more)
+
+
+def distilbert(vocabulary: int) -> dict:
+    return dict(
+        model_type="distilbert",
+        vocab_size=vocabulary,
+        dim=768,
+        n_layers=6,
+        n_heads=12,
+        hidden_dim=3072,
+        max_position_embeddings=512,
+    )
+
+
+def t5(width: int, layers: int, heads: int, inner: int, head_dim: int = 64) -> dict:
+    return dict(
+        model_type="t5",
+        vocab_size=32_128,
+        d_model=width,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        num_heads=heads,
+        d_ff=inner,
+        d_kv=head_dim,
+        feed_forward_proj="relu",
+        tie_word_embeddings=True,
+    )
+
+
+def bart(width: int, layers: int, heads: int) -> dict:
+    sides = {
+        f"{side}_{key}": value
+        for side in ("encoder", "decoder")
+        for key, value in (("layers", layers), ("attention_heads", heads), ("ffn_dim", 4 * width))
+    }
+    return dict(model_type="bart", vocab_size=50_265, d_model=width, max_position_embeddings=1024, **sides)
+
+
+LLAMA_3 = dict(
+    model_type="llama",
+    vocab_size=128_256,
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=14_336,
+    max_position_embeddings=8192,
+    rope_theta=500_000.0,
+)
+QWEN = dict(
+    model_type="qwen2",
+    vocab_size=151_936,
+    hidden_size=896,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    intermediate_size=4864,
+    max_position_embeddings=32_768,
+    tie_word_embeddings=True,
+    rope_theta=1e6,
+)
+OPT = dict(
+    model_type="opt",
+    vocab_size=50_272,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    ffn_dim=3072,
+    max_position_embeddings=2048,
+    word_embed_proj_dim=768,
+)
+# From the papers and the reference implementation; OPT's table has 2 rows more than KerasHub's 2048 (125,237,760).
+PUBLISHED = {
+    "distilbert uncased": (distilbert(30_522), 66_362_880),
+    "distilbert cased": (distilbert(28_996), 65_190_912),
+    "roberta base": (
+        bert_like("roberta", vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1),
+        124_645_632,
+    ),
+    "albert base": (albert(768, 12, 12), 11_683_584),
+    "albert large": (albert(1024, 24, 16), 17_683_968),
+    "albert xlarge": (albert(2048, 24, 16), 58_724_864),
+    "albert xxlarge": (albert(4096, 12, 64), 222_595_584),
+    "opt 125m": (OPT, 125_237_760 + 2 * 768),
+    "bart base": (bart(768, 6, 12), 139_420_416),
+    "bart large": (bart(1024, 12, 16), 406_291_456),
+    "t5 small": (t5(512, 6, 8, 2048), 60_506_624),
+    "t5 base": (t5(768, 12, 12, 3072), 222_903_552),
+    "t5 large": (t5(1024, 24, 16, 4096), 737_668_096),
+    "t5 3b": (t5(1024, 24, 32, 16_384, 128), 2_851_598_336),
+    "llama 3 8b": (LLAMA_3, 8_030_261_248),
+    "qwen 2.5 0.5b": (QWEN, 494_032_768),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameter_counts(name):
+    config, count = PUBLISHED[name]
+    ours, _ = architectures.find(config["model_type"]).read_config(config)
+    with without_allocating():
+        model = tfm.Backbone(ours.replace(head_bias=False))
+    assert model.count_params() == count
