@@ -40,7 +40,8 @@ class TransformerConfig:
         max_sequence_length: Rows of a learned position table; otherwise a limit that is not enforced by weights.
         num_key_value_heads: Key/value heads. Default: num_heads.
         head_dim: Width of a head. Default: hidden_dim // num_heads.
-        position: "learned", "sinusoidal", "rotary", "alibi", "relative", a dict of options with a "kind", or None.
+        position: "learned", "sinusoidal", "rotary", "alibi", "relative", "disentangled", a dict of options with a "kind",
+            or None.
         attention_position: One that acts in attention, beside a `position` that is added to embeddings (MPNet, DeBERTa).
         token_type_vocabulary_size: Kinds of `token_type_ids` (BERT: 2); 0 for none.
         embedding_norm: Normalize the sum of embeddings (BERT).

@@ -1,6 +1,7 @@
 """Keras layers. Each plugs into the Functional API and survives a `.keras` file on its own."""
 
 from keras_tfm.layers.alibi import ALiBi
+from keras_tfm.layers.disentangled_bias import DisentangledBias
 from keras_tfm.layers.dropout import Dropout, DropPath, LayerScale
 from keras_tfm.layers.feed_forward import FeedForward
 from keras_tfm.layers.heads import ClassificationHead, MaskedLMHead
@@ -21,6 +22,7 @@ from keras_tfm.layers.transformer_encoder_block import TransformerEncoderBlock
 __all__ = [
     "ALiBi",
     "ClassificationHead",
+    "DisentangledBias",
     "DropPath",
     "Dropout",
     "FeedForward",

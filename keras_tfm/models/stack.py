@@ -19,6 +19,9 @@ from keras_tfm.layers import position as positions_
 from keras_tfm.layers.base import argument_names, clone_initializer
 from keras_tfm.ops import kv_cache
 
+# Position schemes of which all blocks use the same one, its table included (T5, DeBERTa), and its name.
+SHARED_POSITIONS = {"relative": "relative_position_bias", "disentangled": "disentangled_bias"}
+
 
 class Stack:
     """Embedded tokens in, hidden states out. Holds layers by the names that checkpoints and users know them by.
@@ -54,10 +57,13 @@ class Stack:
             }
         if config.position_kind not in (None, *EMBEDDING_POSITIONS):
             position, in_blocks = None, position
-        if kind_of(in_blocks) == "relative":  # one table for the whole stack, as in T5
-            given = {} if isinstance(in_blocks, str) else dict(in_blocks)
-            defaults = {"kind": "relative", "bidirectional": not decoder, "embeddings_initializer": initializer}
-            in_blocks = positions_.make({**defaults, **given}, name=f"{prefix}relative_position_bias", **options)
+        if kind_of(in_blocks) in SHARED_POSITIONS:
+            given = {"kind": in_blocks} if isinstance(in_blocks, str) else dict(in_blocks)
+            defaults: dict[str, Any] = {"embeddings_initializer": initializer}
+            if given["kind"] == "relative":
+                defaults["bidirectional"] = not decoder
+            name = SHARED_POSITIONS[given["kind"]]
+            in_blocks = positions_.make({**defaults, **given}, name=f"{prefix}{name}", **options)
         self.position_embedding = positions_.make(position, name=f"{prefix}position_embedding", **options)
         self.token_type_embedding = None
         if config.token_type_vocabulary_size and not decoder:

@@ -38,7 +38,11 @@ def changes(*values: Any, **base: Any) -> list[Change]:
 INITIALIZERS = changes("zeros", keras.initializers.RandomNormal(stddev=0.3))
 REGULARIZERS = changes("l2", keras.regularizers.L1(0.1))
 POSITIONS = changes(
-    "rotary", "alibi", {"kind": "rotary", "base": 50.0}, Fresh(lambda: layers.RelativePositionBias(8, 20))
+    "rotary",
+    "alibi",
+    {"kind": "rotary", "base": 50.0},
+    {"kind": "disentangled", "num_buckets": 8, "max_distance": 20},
+    Fresh(lambda: layers.RelativePositionBias(8, 20)),
 )
 NORMS = changes(
     "rms_norm",
@@ -131,6 +135,13 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "use_bias": changes(False, Change({"hidden": False}, {"hidden_dim": 7})),
         "kernel_initializer": INITIALIZERS,
         "norm": changes(*[change.value for change in NORMS], hidden_dim=7),
+    },
+    "DisentangledBias": {
+        "num_buckets": changes(8, None, max_distance=5),
+        "max_distance": changes(5, num_buckets=8),
+        "terms": changes(["content_to_position"], ["position_to_content"]),
+        "norm": changes(None, "rms_norm", {"kind": "layer_norm", "epsilon": 0.1}),
+        "embeddings_initializer": INITIALIZERS,
     },
     "Dropout": {"rate": changes(0.2), "seed": changes(3)},
     "DropPath": {"rate": changes(0.2), "seed": changes(3)},
@@ -258,7 +269,7 @@ def inputs(width: int = WIDTH) -> dict[str, np.ndarray]:
 def call(layer: keras.Layer, given: dict[str, Any], **keywords: Any) -> list[Any]:
     """Call a layer, eagerly or symbolically, on what it takes of `inputs()`; its outputs as a list."""
     name = type(layer).__name__
-    if name in ("ALiBi", "RelativePositionBias"):
+    if name in ("ALiBi", "DisentangledBias", "RelativePositionBias"):
         return [layer(given["query"], given["key"], **keywords)]
     if name == "RotaryEmbedding":
         return [layer(given["query"], **keywords)]

@@ -311,6 +311,31 @@ def test_buckets_are_ordered_and_complete(num_buckets, max_distance, bidirection
         assert not ahead.any()
 
 
+def disentangled(distance: np.ndarray, num_rows: int | None, max_distance: int) -> np.ndarray:
+    return numpy(
+        positions.disentangled_rows(ops.convert_to_tensor(distance), num_rows=num_rows, max_distance=max_distance)
+    )
+
+
+def test_disentangled_rows_of_the_paper():
+    """He et al. 2021, eq. 3, with k = 3."""
+    expected = [0, 0, 0, 1, 2, 3, 4, 5, 5, 5]
+    np.testing.assert_array_equal(disentangled(np.arange(-5, 5, dtype="int32"), None, 3), expected)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="importing torch beside another backend takes seconds")
+@pytest.mark.parametrize("span, max_distance", [(256, 512), (8, 20), (32, 64), (5, 30), (2, 3), (7, 513)])
+def test_disentangled_rows_are_those_of_transformers(span, max_distance):
+    deberta = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2")
+    import torch
+
+    distance = np.arange(-2 * max_distance, 2 * max_distance + 1)
+    expected = deberta.make_log_bucket_position(torch.tensor(distance), span, max_distance).long() + span
+    np.testing.assert_array_equal(
+        disentangled(distance, 2 * span, max_distance), np.clip(expected.cpu().numpy(), 0, 2 * span - 1)
+    )
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="importing torch beside another backend takes seconds")
 @pytest.mark.parametrize("num_buckets, max_distance, bidirectional", BUCKETINGS)
 def test_buckets_are_those_of_transformers(num_buckets, max_distance, bidirectional):
