@@ -11,6 +11,7 @@ from keras_tfm.architectures.bert import BERT
 from keras_tfm.architectures.bloom import BLOOM
 from keras_tfm.architectures.camembert import CAMEMBERT
 from keras_tfm.architectures.cohere import COHERE
+from keras_tfm.architectures.deberta_v2 import DEBERTA_V2
 from keras_tfm.architectures.distilbert import DISTILBERT
 from keras_tfm.architectures.electra import ELECTRA
 from keras_tfm.architectures.falcon import FALCON
@@ -52,6 +53,7 @@ FAMILIES: dict[str, Architecture] = {
         BLOOM,
         CAMEMBERT,
         COHERE,
+        DEBERTA_V2,
         DISTILBERT,
         ELECTRA,
         FALCON,

@@ -96,17 +96,22 @@ class Head:
 
     Attributes:
         name: Of the class in config.json's "architectures".
-        weights: As `Architecture.weights`, from the task model's attributes; their names carry no prefix.
+        weights: As `Architecture.weights`, from the task model's attributes, a table or a function from the backbone's
+            config; their names carry no prefix.
         options: Arguments of our task model that make its head the family's; a function is given the config.
         changes: Fields of the config that a model with this head has otherwise, such as a pooler that it goes without.
         prefix: Before the backbone's tensor names, where it is not the architecture's.
     """
 
     name: str
-    weights: Weights = field(default_factory=dict)
+    weights: Weights | Callable[[TransformerConfig], Weights] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     prefix: str | None = None
+
+    def weights_of(self, config: TransformerConfig) -> Weights:
+        """`weights` for a model of this config."""
+        return self.weights(config) if callable(self.weights) else self.weights
 
     def arguments(self, config: TransformerConfig) -> dict[str, Any]:
         """`options` for a model of this config."""

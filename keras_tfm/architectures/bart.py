@@ -3,6 +3,11 @@
 Its names and sizes are those of mBART, Pegasus, Marian and M2M100, which take the tables from here.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from keras_tfm.architectures.architecture import Architecture, Head, Rule
 from keras_tfm.architectures.stored import (
     EMBEDDING,
@@ -18,6 +23,7 @@ from keras_tfm.architectures.stored import (
 
 OPTIONS = {"kind": "encoder_decoder", "norm": {"kind": "layer_norm", "epsilon": 1e-5}}
 LEARNED = {"position": {"kind": "learned", "offset": 2}, "embedding_norm": True}
+SINUSOIDAL = {"position": {"kind": "sinusoidal", "interleaved": False}}
 POST = {"norm_placement": "post", "final_norm": False}
 PRE = {"norm_placement": "pre", "final_norm": True}
 SIZES = {
@@ -41,40 +47,36 @@ DEFAULTS = {
     "init_std": 0.02,
     "tie_word_embeddings": True,
 }
-EXPECTS = {"is_encoder_decoder": True, "is_decoder": False}
 
 
-def _both(key):
+def _both(key: str, ours: str) -> Rule:
     """A size that config.json gives for the encoder and the decoder apart."""
+    keys = (f"encoder_{key}", f"decoder_{key}")
 
-    def read(config):
-        encoder, decoder = (config[f"{side}_{key}"] for side in ("encoder", "decoder"))
+    def read(config: Mapping[str, Any]) -> dict[str, Any]:
+        encoder, decoder = (config[key] for key in keys)
         if encoder != decoder:
             raise ValueError(
-                f"config.json says encoder_{key}={encoder}, decoder_{key}={decoder}; only equal ones are implemented."
+                f"config.json says {keys[0]}={encoder}, {keys[1]}={decoder}; only equal ones are implemented."
             )
-        return encoder
+        return {ours: encoder}
 
-    return read, (f"encoder_{key}", f"decoder_{key}")
+    return Rule(keys, read, lambda config: dict.fromkeys(keys, getattr(config, ours)))
 
 
-_read_heads, HEADS = _both("attention_heads")
-_read_width, WIDTHS = _both("ffn_dim")
-RULES = (
-    Rule(
-        HEADS, lambda config: {"num_heads": _read_heads(config)}, lambda config: dict.fromkeys(HEADS, config.num_heads)
-    ),
-    Rule(
-        WIDTHS,
-        lambda config: {"intermediate_dim": _read_width(config)},
-        lambda config: dict.fromkeys(WIDTHS, config.intermediate_dim),
-    ),
-    Rule(
-        ("scale_embedding",),
-        lambda config: {"embedding_scale": config["d_model"] ** 0.5 if config.get("scale_embedding") else None},
-        lambda config: {"scale_embedding": config.embedding_scale is not None},
-    ),
-)
+def rules(scale_embedding: bool = False) -> tuple[Rule, ...]:
+    """Those of BART, given what it means if config.json says nothing of scale_embedding."""
+    return (
+        _both("attention_heads", "num_heads"),
+        _both("ffn_dim", "intermediate_dim"),
+        Rule(
+            ("scale_embedding",),
+            lambda config: {
+                "embedding_scale": config["d_model"] ** 0.5 if config.get("scale_embedding", scale_embedding) else None
+            },
+            lambda config: {"scale_embedding": config.embedding_scale is not None},
+        ),
+    )
 
 
 def attention(ours: str, theirs: str) -> Weights:
@@ -105,32 +107,28 @@ def stack(ours: str, theirs: str, final_norm: str = "layer_norm") -> Weights:
     }
 
 
-NAMES = {
-    "prefix": "model.",
-    "weights": {"token_embedding": ("shared", TOKEN_EMBEDDING), **stack("", "encoder"), **stack("decoder_", "decoder")},
-    "copies": {"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
-    "output": {
+BART = Architecture(
+    model_type="bart",
+    base="BartModel",
+    prefix="model.",
+    options=OPTIONS | LEARNED | POST | {"head_bias": True},
+    sizes=SIZES,
+    defaults=DEFAULTS,
+    expects={"is_encoder_decoder": True, "is_decoder": False},
+    rules=rules(),
+    weights={"token_embedding": ("shared", TOKEN_EMBEDDING), **stack("", "encoder"), **stack("decoder_", "decoder")},
+    copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
+    output={
         "token_embedding": ("lm_head", OUTPUT_EMBEDDING),
         "token_embedding.bias": ("final_logits_bias", (Tensor("", "", write=lambda bias: bias[None]),)),
     },
+    heads={"Seq2SeqLM": Head("BartForConditionalGeneration")},
     # LayerDrop (Fan et al. 2020) skips blocks in training only; the others told an older program one family from another.
-    "without_effect": frozenset(
+    without_effect=frozenset(
         """
         encoder_layerdrop decoder_layerdrop num_hidden_layers add_bias_logits add_final_layer_norm classif_dropout
         extra_pos_embeddings force_bos_token_to_be_generated normalize_before normalize_embedding output_past save_step
         static_position_embeddings
         """.split()  # noqa: SIM905
     ),
-}
-
-BART = Architecture(
-    model_type="bart",
-    base="BartModel",
-    options=OPTIONS | LEARNED | POST | {"head_bias": True},
-    sizes=SIZES,
-    defaults=DEFAULTS,
-    expects=EXPECTS,
-    rules=RULES,
-    heads={"Seq2SeqLM": Head("BartForConditionalGeneration")},
-    **NAMES,
 )

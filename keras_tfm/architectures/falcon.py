@@ -1,13 +1,22 @@
-"""Falcon (Almazrouei et al. 2023), as `transformers` stores it; but for the RW models, whose ALiBi is rounded to bfloat16."""
+"""Falcon (Almazrouei et al. 2023), as `transformers` stores it.
+
+Not the RW models: they round ALiBi to bfloat16 at absolute positions, so that no penalty by distance gives their numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from keras_tfm.architectures import gpt2, llama
 from keras_tfm.architectures.architecture import Architecture, Rule
 from keras_tfm.architectures.bloom import BLOOM
 from keras_tfm.architectures.rotary import rope
-from keras_tfm.architectures.stored import LAYER_NORM
+from keras_tfm.architectures.stored import LAYER_NORM, Weights
+from keras_tfm.config import TransformerConfig
 
 
-def _read_block(config):
+def _read_block(config: Mapping[str, Any]) -> dict[str, Any]:
     new = bool(config.get("new_decoder_architecture"))
     parallel = config.get("parallel_attn", True)
     norms = config.get("num_ln_in_parallel_attn") or (2 if new else 1)
@@ -23,7 +32,7 @@ def _read_block(config):
     }
 
 
-def _write_block(config):
+def _write_block(config: TransformerConfig) -> dict[str, Any]:
     groups = config.num_key_value_heads or config.num_heads
     new = config.parallel is True or groups not in (1, config.num_heads)
     return {
@@ -35,11 +44,12 @@ def _write_block(config):
     }
 
 
-def _weights(config):
+def _weights(config: TransformerConfig) -> Weights:
     first, second = (
         ("ln_attn", "ln_mlp") if config.parallel is True else ("input_layernorm", "post_attention_layernorm")
     )
-    return BLOOM.weights_of(config) | {
+    return {
+        **BLOOM.weights_of(config),
         "blocks.{i}.attention_residual.input_norm": (f"h.{{i}}.{first}", LAYER_NORM),
         "blocks.{i}.feed_forward_residual.input_norm": (f"h.{{i}}.{second}", LAYER_NORM),
     }

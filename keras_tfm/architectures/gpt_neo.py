@@ -1,5 +1,10 @@
 """GPT-Neo (Black et al. 2021), as `transformers` stores it."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from keras_tfm.architectures import gpt2, llama
 from keras_tfm.architectures.architecture import Architecture, Rule
 from keras_tfm.architectures.layer_types import FULL, SLIDING, sliding, window, write_types
@@ -11,12 +16,13 @@ from keras_tfm.architectures.stored import (
     OUT_OF_HEADS,
     TOKEN_EMBEDDING,
 )
+from keras_tfm.config import TransformerConfig
 
 # Types of blocks by their name for it.
 TYPES = {"global": FULL, "local": SLIDING}
 
 
-def _read_types(config):
+def _read_types(config: Mapping[str, Any]) -> dict[str, Any]:
     given = config.get("attention_types") or [[["global", "local"], 12]]
     names = [name for part, times in given for name in list(part) * times]
     if unknown := sorted(set(names) - set(TYPES)):
@@ -26,7 +32,7 @@ def _read_types(config):
     return sliding([TYPES[name] for name in names], config.get("window_size", 256))
 
 
-def _write_types(config):
+def _write_types(config: TransformerConfig) -> dict[str, Any]:
     names = {theirs: name for name, theirs in TYPES.items()}
     layers = [names[kind] for kind in write_types(config)]
     return {"attention_types": [[layers, 1]], "attention_layers": layers, "window_size": window(config) or 256}

@@ -1,5 +1,10 @@
 """GPT-J (Wang & Komatsuzaki 2021), as `transformers` stores it."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from keras_tfm.architectures import gpt2, llama
 from keras_tfm.architectures.architecture import Architecture, Rule
 from keras_tfm.architectures.stored import (
@@ -11,9 +16,10 @@ from keras_tfm.architectures.stored import (
     TOKEN_EMBEDDING,
     Tensor,
 )
+from keras_tfm.config import TransformerConfig
 
 
-def _read_rotary(config):
+def _read_rotary(config: Mapping[str, Any]) -> dict[str, Any]:
     head_dim = config["n_embd"] // config["n_head"]
     rotary_dim = config.get("rotary_dim", 64)
     if rotary_dim is None:  # frequencies are then those of the whole stream, which no other model has
@@ -21,7 +27,7 @@ def _read_rotary(config):
     return {"position": {"kind": "rotary", "interleaved": True, "fraction": rotary_dim / head_dim}}
 
 
-def _write_rotary(config):
+def _write_rotary(config: TransformerConfig) -> dict[str, Any]:
     position = config.position if isinstance(config.position, dict) else {"kind": config.position}
     fraction = position.get("fraction", 1.0)
     return {"rotary_dim": round(fraction * config.hidden_dim / config.num_heads)}

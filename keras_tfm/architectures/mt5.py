@@ -1,15 +1,16 @@
-"""mT5 (Xue et al. 2021), as `transformers` stores it: T5 whose head scales nothing."""
+"""mT5 (Xue et al. 2021), as `transformers` stores it: T5 whose head never scales."""
+
+from dataclasses import replace
 
 from keras_tfm.architectures import t5
-from keras_tfm.architectures.architecture import Architecture, Head, Rule
+from keras_tfm.architectures.architecture import Head, Rule
 
-MT5 = Architecture(
+MT5 = replace(
+    t5.T5,
     model_type="mt5",
     base="MT5Model",
-    options=t5.OPTIONS,
     sizes=t5.SIZES | {"tie_word_embeddings": "tie_embeddings"},
     defaults=t5.DEFAULTS | {"tie_word_embeddings": True},
-    expects=t5.EXPECTS,
     rules=(
         Rule(
             t5.FEED_FORWARD.keys,
@@ -19,5 +20,4 @@ MT5 = Architecture(
         t5.DROPOUT,
     ),
     heads={"Seq2SeqLM": Head("MT5ForConditionalGeneration")},
-    **t5.NAMES,
 )

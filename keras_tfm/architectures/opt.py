@@ -1,12 +1,17 @@
 """OPT (Zhang et al. 2022), as `transformers` stores it."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from keras_tfm.architectures import llama
 from keras_tfm.architectures.architecture import Architecture, Rule
 from keras_tfm.architectures.bart import stack
 from keras_tfm.architectures.stored import TOKEN_EMBEDDING
 
 
-def _read_width(config):
+def _read_width(config: Mapping[str, Any]) -> dict[str, Any]:
     width = config.get("word_embed_proj_dim") or config["hidden_size"]
     if width != config["hidden_size"]:
         raise ValueError(

@@ -1,5 +1,10 @@
 """T5, T5 v1.1 and FLAN-T5 (Raffel et al. 2020; Chung et al. 2022), as `transformers` stores them."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from keras_tfm.architectures.architecture import Architecture, Head, Rule, read_activation, write_activation
 from keras_tfm.architectures.stored import (
     EMBEDDING,
@@ -9,16 +14,11 @@ from keras_tfm.architectures.stored import (
     OUTPUT_EMBEDDING,
     RMS_NORM,
     TOKEN_EMBEDDING,
+    Layout,
+    Weights,
 )
+from keras_tfm.config import TransformerConfig
 
-OPTIONS = {
-    "kind": "encoder_decoder",
-    "position": {"kind": "relative"},
-    "norm": {"kind": "rms_norm"},
-    "norm_placement": "pre",
-    "use_bias": False,
-    "attention": {"scale": 1.0},
-}
 SIZES = {
     "vocab_size": "vocabulary_size",
     "d_model": "hidden_dim",
@@ -40,10 +40,9 @@ DEFAULTS = {
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
 }
-EXPECTS = {"is_encoder_decoder": True, "is_decoder": False}
 
 
-def _read_feed_forward(config):
+def _read_feed_forward(config: Mapping[str, Any]) -> dict[str, Any]:
     gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
     if gate not in ("", "gated"):
         raise ValueError(f"config.json says feed_forward_proj={config['feed_forward_proj']!r}; it is ACT or gated-ACT.")
@@ -52,7 +51,7 @@ def _read_feed_forward(config):
     return {"gated": bool(gate), "activation": read_activation(activation)}
 
 
-def _write_feed_forward(config):
+def _write_feed_forward(config: TransformerConfig) -> dict[str, Any]:
     activation = write_activation(config.activation)
     if not config.gated:
         return {"feed_forward_proj": activation}
@@ -80,8 +79,8 @@ OUTPUT_SCALE = Rule(
 )
 
 
-def _weights(config):
-    names = {"token_embedding": ("shared", TOKEN_EMBEDDING)}
+def _weights(config: TransformerConfig) -> Weights:
+    names: dict[str | tuple[str, ...], tuple[str, Layout]] = {"token_embedding": ("shared", TOKEN_EMBEDDING)}
     for ours, theirs, feed_forward in (("", "encoder", 1), ("decoder_", "decoder", 2)):
         block = f"{theirs}.block.{{i}}.layer"
         attentions = [("attention", f"{block}.0.SelfAttention", f"{block}.0")]
@@ -108,23 +107,26 @@ def _weights(config):
     return names
 
 
-NAMES = {
-    "prefix": "",
-    "weights": _weights,
-    "copies": {"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
-    "output": {"token_embedding": ("lm_head", OUTPUT_EMBEDDING)},
-    "unused": ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
-    "without_effect": frozenset({"initializer_factor", "output_past"}),
-}
-
 T5 = Architecture(
     model_type="t5",
     base="T5Model",
-    options=OPTIONS,
+    prefix="",
+    options={
+        "kind": "encoder_decoder",
+        "position": {"kind": "relative"},
+        "norm": {"kind": "rms_norm"},
+        "norm_placement": "pre",
+        "use_bias": False,
+        "attention": {"scale": 1.0},
+    },
     sizes=SIZES,
     defaults=DEFAULTS,
-    expects=EXPECTS,
+    expects={"is_encoder_decoder": True, "is_decoder": False},
     rules=(FEED_FORWARD, DROPOUT, OUTPUT_SCALE),
+    weights=_weights,
+    copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
+    output={"token_embedding": ("lm_head", OUTPUT_EMBEDDING)},
     heads={"Seq2SeqLM": Head("T5ForConditionalGeneration")},
-    **NAMES,
+    unused=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+    without_effect=frozenset({"initializer_factor", "output_past"}),
 )

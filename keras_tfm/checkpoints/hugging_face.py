@@ -118,6 +118,10 @@ def write(model: Any, directory: str | Path, *, max_shard_size: int | str = "5GB
             given = model.get_config()[option]
             if given != value:
                 raise ValueError(f"The format of {head.name} cannot express {option}={given!r}; only {value!r}.")
+        for part in architecture.optional:
+            needed, given = architecture.options[part], getattr(backbone.config, part)
+            if part not in head.changes and given != needed:
+                raise ValueError(f"The format of {head.name} cannot express {part}={given!r}; only {needed!r}.")
     config["architectures"] = [architecture.base if head is None else head.name]
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None and tokenizer.special_id("pad") is not None:

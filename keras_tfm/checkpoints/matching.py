@@ -75,7 +75,7 @@ def pairs(model: Any, architecture: Architecture) -> Iterator[Pair]:
         yield from _walk(backbone, architecture.output, in_head=True)
     head = architecture.heads.get(type(model).__name__)
     if head is not None:
-        yield from _walk(model, head.weights, in_head=True)
+        yield from _walk(model, head.weights_of(backbone.config), in_head=True)
 
 
 def _walk(root: Any, weights: Weights, *, in_head: bool) -> Iterator[Pair]:

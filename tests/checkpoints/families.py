@@ -509,6 +509,32 @@ FAMILIES: dict[str, Case] = {
         },
         left=False,
     ),
+    "deberta-v2": Case(
+        "DebertaV2Config",
+        ENCODER
+        | dict(
+            type_vocab_size=0,
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            share_att_key=True,
+            position_biased_input=False,
+            position_buckets=4,
+            max_relative_positions=8,
+            norm_rel_ebd="layer_norm",
+        ),
+        encoder_models("DebertaV2"),
+        {
+            "one row a distance, positions added": dict(
+                position_buckets=-1, max_relative_positions=5, position_biased_input=True, norm_rel_ebd="none"
+            ),
+            "c2p": dict(pos_att_type="c2p", max_relative_positions=-1),
+            "p2c": dict(pos_att_type="p2c", layer_norm_eps=1e-3, hidden_act="relu"),
+            "not relative": dict(relative_attention=False, pos_att_type=None, position_biased_input=True),
+            "another head": dict(legacy=False),
+            "TextClassifier: tanh": dict(pooler_hidden_act="tanh"),
+        },
+        left=False,
+    ),
     "electra": Case(
         "ElectraConfig",
         ENCODER | dict(embedding_size=10),

@@ -51,7 +51,9 @@ def saved(directory, config: dict, tensors: dict, **told):
     return numpy(model(INPUTS))
 
 
-@pytest.mark.parametrize("names", [NAMES[1:2], NAMES[2:], NAMES[3:], NAMES], ids=lambda names: names[0] + f" {len(names)}")
+@pytest.mark.parametrize(
+    "names", [NAMES[1:2], NAMES[2:], NAMES[3:], NAMES], ids=lambda names: names[0] + f" {len(names)}"
+)
 def test_one_table_by_any_of_its_names(names, tmp_path):
     logits = saved(tmp_path, {"tie_embeddings": True}, dict.fromkeys(names, 0.0))
     again = Seq2SeqLM.from_pretrained(tmp_path)
@@ -62,7 +64,11 @@ def test_one_table_by_any_of_its_names(names, tmp_path):
 def test_a_head_of_its_own_is_one_whatever_config_json_says(tmp_path):
     """As in FLAN-T5 files that `transformers` 5 has written: tie_word_embeddings is true."""
     logits = saved(
-        tmp_path, {"tie_embeddings": False}, {"shared.weight": 0.0}, tie_word_embeddings=True, scale_decoder_outputs=False
+        tmp_path,
+        {"tie_embeddings": False},
+        {"shared.weight": 0.0},
+        tie_word_embeddings=True,
+        scale_decoder_outputs=False,
     )
     again = Seq2SeqLM.from_pretrained(tmp_path)
     assert not again.backbone.config.tie_embeddings
