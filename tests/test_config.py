@@ -33,6 +33,8 @@ def test_survives_json():
         (dict(pooler=True), ["pooler", "encoder"]),
         (dict(token_type_vocabulary_size=2), ["token_type_vocabulary_size", "encoder"]),
         (dict(num_head=4), ["num_head", "num_heads"]),
+        (dict(layer_pattern=[{"window": 4}, {"windows": 4}]), ["layer_pattern", "'windows'"]),
+        (dict(layer_pattern=[{"window": 4}, {}], layer_groups=1), ["layer_pattern", "layer_groups", "either"]),
     ],
 )
 def test_says_what_does_not_fit(changes, words):
@@ -47,3 +49,18 @@ def test_final_norm_follows_the_placement(placement, expected):
     config = TransformerConfig(**SMALL, position="rotary", norm_placement=placement)
     assert config.has_final_norm is expected
     assert config.replace(final_norm=not expected).has_final_norm is not expected
+
+
+def test_a_pattern_repeats_and_adds_to_what_all_blocks_have():
+    config = TransformerConfig(
+        **SMALL,
+        position="rotary",
+        attention={"qk_norm": "rms_norm", "scale": 0.5},
+        layer_pattern=[{"window": 4}, {"attention": {"scale": 0.25}}],
+    ).replace(num_layers=3)
+    assert [config.block(index) for index in range(3)] == [
+        {"window": 4},
+        {"attention": {"qk_norm": "rms_norm", "scale": 0.25}},
+        {"window": 4},
+    ]
+    assert config.replace(layer_pattern=None).block(0) == {}

@@ -236,7 +236,9 @@ class Architecture:
             if value is None:
                 value = self.defaults.get(theirs)
             if isinstance(self.defaults.get(theirs), bool) and not isinstance(value, bool):
-                raise ValueError(f"The format of {self.model_type!r} has yes or no for {ours}, and no word for {value!r}.")
+                raise ValueError(
+                    f"The format of {self.model_type!r} has yes or no for {ours}, and no word for {value!r}."
+                )
             written[theirs] = value
         for rule in self.rules:
             written |= rule.write(config)
@@ -285,9 +287,7 @@ def _equivalent(name: str, one: TransformerConfig, other: TransformerConfig) -> 
         first, second = one.has_final_norm, other.has_final_norm
     elif name == "norm":
         first, second = _norm(first), _norm(second)
-    elif name == "layer_groups":
-        first, second = first or one.num_layers, second or other.num_layers
-    elif name == "num_decoder_layers":
+    elif name in ("layer_groups", "num_decoder_layers"):
         first, second = first or one.num_layers, second or other.num_layers
     return first == second
 
@@ -330,10 +330,10 @@ def _spelled_out(position: Any) -> Any:
     return {**defaults, **position}
 
 
-def read_activation(name: str) -> str:
+def read_activation(name: str | None) -> str:
     """Our name of an activation, given theirs; ValueError for one that is not implemented."""
     known = {theirs: ours for ours, theirs in ACTIVATIONS}
-    if name not in known:
+    if name is None or name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"config.json names the activation {name!r}; known are {sorted(known)}.{hint}")

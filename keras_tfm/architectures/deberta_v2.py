@@ -26,9 +26,10 @@ def _read_positions(config: Mapping[str, Any]) -> dict[str, Any]:
     known = set(kinds) <= set(TERMS) and norm in ([], ["layer_norm"])
     if not known or relative != bool(kinds) or (kinds and not config.get("share_att_key", False)):
         keys = ("relative_attention", "pos_att_type", "share_att_key", "norm_rel_ebd")
+        said = ", ".join(f"{key}={config.get(key)!r}" for key in keys)
         raise ValueError(
-            f"config.json says { {key: config.get(key) for key in keys} }; implemented is relative attention by c2p, p2c or "
-            "both, with share_att_key, and with norm_rel_ebd 'layer_norm' or 'none'; or no relative attention."
+            f"config.json says {said}. Implemented is relative attention by c2p, p2c or both, with share_att_key, "
+            "and with norm_rel_ebd 'layer_norm' or 'none'; or no relative attention."
         )
     if not relative:
         return added

@@ -3,15 +3,25 @@
 A generator's directory gives a masked language model; a discriminator's, which most people fine-tune, the backbone.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from keras_tfm.architectures import bert
 from keras_tfm.architectures.architecture import Architecture, Head, Rule
 from keras_tfm.architectures.roberta import gelu_head
 from keras_tfm.architectures.stored import LAYER_NORM, LINEAR, VECTOR
 
-# Embeddings as wide as the model are not projected.
+
+def _read_embedding_size(config: Mapping[str, Any]) -> dict[str, Any]:
+    size = config.get("embedding_size", 128)
+    return {"embedding_dim": None if size == config["hidden_size"] else size}  # as wide as the model: not projected
+
+
 EMBEDDING_SIZE = Rule(
     ("embedding_size",),
-    lambda config: {"embedding_dim": size if (size := config.get("embedding_size", 128)) != config["hidden_size"] else None},
+    _read_embedding_size,
     lambda config: {"embedding_size": config.embedding_dim or config.hidden_dim},
 )
 

@@ -1,4 +1,4 @@
-"""M2M100 and NLLB (Fan et al. 2021; NLLB team 2022), as `transformers` stores them: BART, normed before, fixed positions."""
+"""M2M100 and NLLB (Fan et al. 2021; NLLB team 2022), as `transformers` stores them: BART with fixed positions."""
 
 from __future__ import annotations
 

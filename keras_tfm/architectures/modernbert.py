@@ -33,8 +33,9 @@ def _position(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def _read_blocks(config: Mapping[str, Any]) -> dict[str, Any]:
     every = config.get("global_attn_every_n_layers") or 3
-    types = read_types(config, lambda index: SLIDING if index % every else FULL)
-    slides = {"window": config.get("local_attention", 128) // 2, "position": _position(config, SLIDING)}
+    size = config.get("local_attention", 128) // 2  # theirs counts both sides
+    types = read_types(config, size, lambda index: SLIDING if index % every else FULL)
+    slides = {"window": size, "position": _position(config, SLIDING)}
     blocks: list[dict[str, Any]] = [dict(slides) if kind == SLIDING else {} for kind in types]
     blocks[0]["norm_placement"] = {"attention": "none"}  # it follows the norm of the embeddings
     return {"position": _position(config, FULL), **pattern(blocks)}

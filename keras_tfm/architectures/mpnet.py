@@ -28,7 +28,7 @@ MPNET = Architecture(
         Rule(
             ("max_position_embeddings",),
             lambda config: {"max_sequence_length": config.get("max_position_embeddings", 512) - OFFSET},
-            lambda config: {"max_position_embeddings": config.max_sequence_length + OFFSET},
+            lambda config: {"max_position_embeddings": (config.max_sequence_length or 0) + OFFSET},
         ),
     ),
     weights={

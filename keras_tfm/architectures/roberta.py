@@ -10,6 +10,7 @@ from keras_tfm.architectures.architecture import Architecture, Head, Rule
 from keras_tfm.architectures.stored import LAYER_NORM, LINEAR, VECTOR
 from keras_tfm.config import TransformerConfig
 
+
 def _offset(config: Mapping[str, Any]) -> int:
     pad = config.get("pad_token_id")
     return (1 if pad is None else pad) + 1
@@ -27,7 +28,7 @@ POSITIONS = Rule(
         "max_sequence_length": config.get("max_position_embeddings", 512) - _offset(config),
     },
     lambda config: {
-        "max_position_embeddings": config.max_sequence_length + _offset_of(config),
+        "max_position_embeddings": (config.max_sequence_length or 0) + _offset_of(config),
         "pad_token_id": _offset_of(config) - 1,
     },
 )

@@ -75,9 +75,7 @@ def write_rope(position: Mapping[str, Any]) -> dict[str, Any]:
     return written | {"rope_type": scaling["kind"]} | {theirs[k]: v for k, v in scaling.items() if k in theirs}
 
 
-def rope(
-    base: float = 10_000.0, fraction: float = 1.0, names: Mapping[str, str] | None = None, **fixed: Any
-) -> Rule:
+def rope(base: float = 10_000.0, fraction: float = 1.0, names: Mapping[str, str] | None = None, **fixed: Any) -> Rule:
     """The rule of families with one rotary embedding.
 
     Args:

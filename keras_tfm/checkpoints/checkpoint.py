@@ -121,6 +121,8 @@ class Checkpoint:
         changes = {key: options.pop(key) for key in list(options) if key in fields}
         if "dropout" in changes:
             changes.setdefault("attention_dropout", None)
+            if self.config.activation_dropout == self.config.dropout > 0:  # T5 has one rate for all
+                changes.setdefault("activation_dropout", changes["dropout"])
         head = None
         if not issubclass(cls, Backbone):
             head = self._head(cls)

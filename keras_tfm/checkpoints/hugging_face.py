@@ -18,7 +18,7 @@ from keras_tfm import architectures
 from keras_tfm.architectures.architecture import Architecture, Head
 from keras_tfm.checkpoints import sentence_transformers, tensors, writing
 from keras_tfm.checkpoints.checkpoint import Checkpoint, Plan
-from keras_tfm.checkpoints.matching import Pair, pairs, some
+from keras_tfm.checkpoints.matching import Pair, check_not_quantized, pairs, some
 from keras_tfm.data.tokenizer import Tokenizer
 from keras_tfm.models import Backbone, TextEmbedder
 from keras_tfm.models.task import Task
@@ -131,6 +131,7 @@ def write(model: Any, directory: str | Path, *, max_shard_size: int | str = "5GB
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
     written = list(_written(model, architecture, head))
+    _check_complete(model, architecture)
     dtypes = {keras.backend.standardize_dtype(pair.variables[0].dtype) for _, pair in written}
     config["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
     fixed = {} if architecture.fixed is None else architecture.fixed(backbone.config)
@@ -157,6 +158,18 @@ def _written(model: Any, architecture: Architecture, head: Head | None) -> Itera
             logger.info("%s: %s is no part of a %s, so it is not written.", kind, pair.ours, head.name)
         else:
             yield (pair.theirs if pair.in_head else prefix + pair.theirs), pair
+
+
+def _check_complete(model: Any, architecture: Architecture) -> None:
+    """Raise ValueError for weights that the format has no place for: none is dropped unsaid."""
+    placed: set[int] = set()
+    for pair in pairs(model, architecture):
+        check_not_quantized(pair)
+        placed |= {id(variable) for variable in pair.variables}
+    passing = ("seed_generator", "lora_")  # random states; updates, which are merged into their kernels
+    left = [v.path for v in model.weights if id(v) not in placed and not any(word in v.path for word in passing)]
+    if left:
+        raise ValueError(f"The format of {architecture.model_type!r} has no place for {some(left)}.")
 
 
 def _architecture_of(backbone: Backbone) -> tuple[Architecture, dict[str, Any]]:

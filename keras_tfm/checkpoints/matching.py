@@ -24,12 +24,13 @@ class Pair:
     Attributes:
         ours: Path of the (first) variable. `part` is its first step, an attribute of the backbone or task.
         theirs: Name of the tensor, the backbone's without prefix.
-        variables: Of the model.
+        variables: Of the model. `owners` are the layers that they belong to.
         in_head: Belongs to the task's head.
     """
 
-    def __init__(self, ours: str, theirs: str, variables: list[Any], tensor: Tensor, in_head: bool):
-        self.ours, self.theirs, self.variables, self.tensor, self.in_head = ours, theirs, variables, tensor, in_head
+    def __init__(self, ours: str, theirs: str, variables: list[Any], owners: list[Any], tensor: Tensor, in_head: bool):
+        self.ours, self.theirs, self.tensor, self.in_head = ours, theirs, tensor, in_head
+        self.variables, self.owners = variables, owners
         self.part = ours.partition(".")[0]
 
     def read(self, array: np.ndarray) -> None:
@@ -39,8 +40,13 @@ class Pair:
             variable.assign(np.array(value))  # a copy: JAX may keep the very memory, and the file's is not ours
 
     def write(self) -> np.ndarray:
-        """Our variables as their tensor."""
-        return np.ascontiguousarray(self.tensor.join([_values(variable) for variable in self.variables]))
+        """Our variables as their tensor, LoRA merged.
+
+        Raises:
+            ValueError: for quantized weights, which the format has no word for.
+        """
+        values = [_values(variable, owner) for variable, owner in zip(self.variables, self.owners, strict=True)]
+        return np.ascontiguousarray(self.tensor.join(values))
 
     def byte_count(self) -> int:
         """Of their tensor, in the dtype of our variables."""
@@ -58,13 +64,27 @@ def item_size(variable: Any) -> int:
     return np.dtype(getattr(ml_dtypes, dtype, None) or dtype).itemsize
 
 
-def _values(variable: Any) -> np.ndarray:
+def check_not_quantized(pair: Pair) -> None:
+    """Raise ValueError if a layer of the pair holds quantized weights."""
+    for owner in pair.owners:
+        if getattr(owner, "quantization_mode", None) is not None:
+            raise ValueError(
+                f"{owner.path} is quantized to {owner.quantization_mode}, which this format has no word for: write the "
+                "model before `quantize`, or keep the quantized one as a .keras file."
+            )
+
+
+def _values(variable: Any, owner: Any) -> np.ndarray:
     """A variable's values, in its own dtype; NumPy knows bfloat16 by `ml_dtypes`."""
     dtype = keras.backend.standardize_dtype(variable.dtype)
+    value = variable.value
+    if getattr(owner, "lora_enabled", False):  # what the layer computes with: the kernel or table and the update
+        for merged in ("kernel", "embeddings"):
+            if getattr(owner, f"_{merged}", None) is variable:
+                value = getattr(owner, merged)
     if dtype == "bfloat16":
-        exact = keras.ops.convert_to_numpy(keras.ops.cast(variable.value, "float32"))
-        return exact.astype(ml_dtypes.bfloat16)
-    return keras.ops.convert_to_numpy(variable.value)
+        return keras.ops.convert_to_numpy(keras.ops.cast(value, "float32")).astype(ml_dtypes.bfloat16)
+    return keras.ops.convert_to_numpy(value)
 
 
 def pairs(model: Any, architecture: Architecture) -> Iterator[Pair]:
@@ -86,11 +106,12 @@ def _walk(root: Any, weights: Weights, *, in_head: bool) -> Iterator[Pair]:
             for tensor in layout:
                 full = [".".join(filter(None, (path.format(i=i), tensor.ours))) for path in paths]
                 variables = [resolve(root, path) for path in full]
+                owners = [resolve(root, path.rpartition(".")[0]) if "." in path else root for path in full]
                 if any(variable is None for variable in variables) or id(variables[0]) in seen:
                     continue
                 seen.add(id(variables[0]))
                 name = ".".join(filter(None, (theirs.format(i=group), tensor.theirs)))
-                yield Pair(full[0], name, variables, tensor, in_head)
+                yield Pair(full[0], name, variables, owners, tensor, in_head)
 
 
 def _blocks(root: Any, path: str) -> list[int]:

@@ -90,9 +90,7 @@ class DisentangledBias(PositionScheme):
         vectors = ops.convert_to_tensor(self.embeddings)
         return vectors if self.norm is None else self.norm(vectors)
 
-    def bias(
-        self, query, key, query_positions=None, key_positions=None, *, position_query=None, position_key=None
-    ):
+    def bias(self, query, key, query_positions=None, key_positions=None, *, position_query=None, position_key=None):
         heads, kv_heads = query.shape[2], key.shape[2]
         if position_query is None:
             if heads != kv_heads:

@@ -167,7 +167,7 @@ class MultiHeadSelfAttention(Attention):
             )
             padding_mask, bias_positions = None, key_positions
             key, value = (keras.ops.cast(t, query.dtype) for t in (key, value))
-        bias = None if scheme is None else scheme.bias(query, key, positions, bias_positions, **self._projected(x))
+        bias = None if scheme is None else scheme.bias(query, key, positions, bias_positions, **self._projected(scheme, x))
         heads = tfm_ops.attention(
             query,
             key,
@@ -186,11 +186,11 @@ class MultiHeadSelfAttention(Attention):
         heads, scores = heads if return_scores else (heads, None)
         return pack(self._combine_heads(heads, x), cache, scores)
 
-    def _projected(self, x) -> dict[str, Any]:
-        """Queries and keys of the position scheme's own vectors, (count, heads, head_dim), where it has some."""
-        if not self.position.projected:
+    def _projected(self, scheme: positions_.PositionScheme, x) -> dict[str, Any]:
+        """Queries and keys of a position scheme's own vectors, (count, heads, head_dim), where it has some."""
+        if not scheme.projected:
             return {}
-        vectors = keras.ops.cast(self.position.vectors(), x.dtype)[None]
+        vectors = keras.ops.cast(scheme.vectors(), x.dtype)[None]
         key = self._normalized(self.key_norm, project(self.key, vectors))
         return {"position_query": self._queries(vectors)[0], "position_key": key[0]}
 

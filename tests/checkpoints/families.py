@@ -355,7 +355,10 @@ FAMILIES: dict[str, Case] = {
         decoder_models("GPTNeo"),
         {
             "global, untied": dict(
-                attention_types=[[["global"], 3]], intermediate_size=40, activation_function="gelu", tie_word_embeddings=False
+                attention_types=[[["global"], 3]],
+                intermediate_size=40,
+                activation_function="gelu",
+                tie_word_embeddings=False,
             ),
         },
     ),
@@ -529,7 +532,9 @@ FAMILIES: dict[str, Case] = {
             ),
             "c2p": dict(pos_att_type="c2p", max_relative_positions=-1),
             "p2c": dict(pos_att_type="p2c", layer_norm_eps=1e-3, hidden_act="relu"),
-            "not relative": dict(relative_attention=False, pos_att_type=None, position_biased_input=True),
+            "not relative": dict(
+                relative_attention=False, pos_att_type=None, position_biased_input=True, norm_rel_ebd="none"
+            ),
             "another head": dict(legacy=False),
             "TextClassifier: tanh": dict(pooler_hidden_act="tanh"),
         },

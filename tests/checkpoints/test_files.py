@@ -317,3 +317,32 @@ def test_reading_takes_little_more_memory_than_the_weights(sharded, tmp_path):
         check=True,
     )
     assert float(result.stdout.split()[-1]) < 1.3
+
+
+def test_lora_is_merged_into_what_is_written(tmp_path):
+    model = fill_weights(tfm.MaskedLM(tfm.models.bert(**TINY, pooler=False)))
+    for block in model.backbone.blocks:
+        block.attention.query.enable_lora(2)
+        block.feed_forward.up.enable_lora(2)
+    fill_weights(model, 0.2)
+    ids = np.ones((2, 5), "int32")
+    model.save_pretrained(tmp_path)
+    again = tfm.MaskedLM.from_pretrained(tmp_path)
+    assert len(again.weights) < len(model.weights)
+    np.testing.assert_allclose(numpy(again(ids)), numpy(model(ids)), rtol=1e-5, atol=1e-5)
+
+
+def test_quantized_weights_are_not_written_as_if_they_were_floats(model, tmp_path):
+    quantized = tfm.MaskedLM.from_config(model.get_config())
+    quantized.backbone.blocks[0].feed_forward.up.quantize("int8")
+    with pytest.raises(ValueError, match="quantized to int8"):
+        quantized.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_without_a_place_are_not_dropped(tmp_path):
+    model = tfm.MaskedLM(tfm.models.bert(**TINY, pooler=False))
+    model.backbone.blocks[0]._tracker.unlock()
+    model.backbone.blocks[0].add_weight(name="mine", shape=(3,))
+    with pytest.raises(ValueError, match=r"no place for .*mine"):
+        model.save_pretrained(tmp_path / "model")

@@ -159,7 +159,7 @@ def damaged(checkpoint: Path, target: Path, **changes) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(model_type="bart"), ["'bart'", "'bert'"]),
+        (dict(model_type="bertt"), ["'bart'", "'bert'"]),
         (dict(hidden_size=None), ["hidden_size"]),
         (dict(position_embedding_type="relative_key"), ["position_embedding_type", "relative_key", "absolute"]),
         (dict(hidden_act="gelu_old"), ["gelu_old"]),

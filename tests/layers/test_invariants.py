@@ -35,6 +35,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
         "position": "rotary",
         "num_key_value_heads": 1,
         "qk_norm": "layer_norm",
+        "qk_norm_scope": "each_head",
         "sinks": "off_by_one",
         "output_gate": "headwise",
     },
@@ -45,7 +46,7 @@ BLOCK: dict[str, dict[str, Any]] = {
     "parallel": {"parallel": True, "position": "alibi"},
     "shared norm": {"parallel": "shared_norm", "window": 3},
     "many": {
-        "attention": {"qk_norm": "rms_norm", "sinks": "learned"},
+        "attention": {"qk_norm": "rms_norm", "qk_norm_scope": "all_heads", "sinks": "learned"},
         "position": "rotary",
         "num_key_value_heads": 1,
         "window": 3,

@@ -178,6 +178,27 @@ def test_cached_steps_give_what_one_call_gives(position, options):
     assert_close(np.concatenate(parts, 1), full, 2e-5)
 
 
+# As Gemma 3's and SmolLM3's: blocks with a window and a rotary base of their own, blocks without positions.
+PATTERN = dict(
+    num_layers=3,
+    position="rotary",
+    layer_pattern=[{"window": 4, "position": {"kind": "rotary", "base": 50.0}}, {"position": None}, {}],
+)
+
+
+def test_blocks_differ_as_the_pattern_says():
+    model = gpt(**PATTERN)
+    attention = [block.attention for block in model.blocks]
+    assert [layer.window for layer in attention] == [4, None, None]
+    assert [getattr(layer.position, "base", None) for layer in attention] == [50.0, None, 10_000.0]
+    cache, parts = model.make_cache(2, 12), []
+    assert [block["attention"]["positions"].shape[1] for block in cache] == [4, 12, 12]
+    for start, stop in ((0, 4), (4, 5), (5, 9)):
+        hidden, cache = model.cached_call(IDS[:, start:stop], cache)
+        parts.append(numpy(hidden))
+    assert_close(np.concatenate(parts, 1), model(IDS), 2e-5)
+
+
 def test_an_encoder_decoder_decodes_in_cached_steps():
     model = transformer()
     mask = np.ones_like(IDS, bool)
@@ -220,10 +241,11 @@ def test_scores_of_every_block():
             tie_embeddings=False,
         ),
         lambda: gpt(position="relative", attention={"qk_norm": "rms_norm"}, parallel=True),
+        lambda: gpt(**PATTERN, embedding_scale=4.0, head_bias=True, logit_scale=0.5, logit_softcap=3.0),
         lambda: bert(attention_position={"kind": "relative", "num_buckets": 8, "max_distance": 16}),
         lambda: transformer(num_decoder_layers=1),
     ],
-    ids=["bert", "llama-like", "relative", "mpnet-like", "transformer"],
+    ids=["bert", "llama-like", "relative", "pattern", "mpnet-like", "transformer"],
 )
 def test_keras_files_hold_everything(build, tmp_path):
     model = build()
