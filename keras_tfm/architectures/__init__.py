@@ -30,6 +30,7 @@ from keras_tfm.architectures.mistral import MISTRAL
 from keras_tfm.architectures.modernbert import MODERNBERT
 from keras_tfm.architectures.mpnet import MPNET
 from keras_tfm.architectures.mt5 import MT5
+from keras_tfm.architectures.nomic_bert import NOMIC_BERT
 from keras_tfm.architectures.olmo2 import OLMO2
 from keras_tfm.architectures.opt import OPT
 from keras_tfm.architectures.pegasus import PEGASUS
@@ -71,6 +72,7 @@ FAMILIES: dict[str, Architecture] = {
         MISTRAL,
         MODERNBERT,
         MPNET,
+        NOMIC_BERT,
         MT5,
         OLMO2,
         OPT,

@@ -276,7 +276,7 @@ def _equivalent(name: str, one: TransformerConfig, other: TransformerConfig) -> 
     if name == "attention_dropout":
         first, second = (c.dropout if c.attention_dropout is None else c.attention_dropout for c in (one, other))
     elif name in ("position", "attention_position"):
-        first, second = _spelled_out(first), _spelled_out(second)
+        first, second = spelled_out(first), spelled_out(second)
     elif name in ("use_bias", "attention", "feed_forward"):
         first, second = _parts(one), _parts(other)
     elif name == "num_key_value_heads":
@@ -319,7 +319,7 @@ def _blocks(config: TransformerConfig) -> list[TransformerConfig]:
     return [config.replace(layer_pattern=None, **config.block(index)) for index in range(config.num_layers)]
 
 
-def _spelled_out(position: Any) -> Any:
+def spelled_out(position: Any) -> Any:
     """A position scheme with its defaults."""
     if isinstance(position, str):
         position = {"kind": position}
@@ -327,7 +327,8 @@ def _spelled_out(position: Any) -> Any:
         return position
     arguments = inspect.signature(position_kinds()[position["kind"]][0]).parameters
     defaults = {name: argument.default for name, argument in arguments.items() if argument.default != argument.empty}
-    return {**defaults, **position}
+    lists = {name: list(default) for name, default in defaults.items() if isinstance(default, tuple)}
+    return {**defaults, **lists, **position}
 
 
 def read_activation(name: str | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from keras_tfm.architectures import bert
-from keras_tfm.architectures.architecture import Architecture, Head, Rule, read_activation
+from keras_tfm.architectures.architecture import Architecture, Head, Rule, read_activation, spelled_out
 from keras_tfm.architectures.stored import EMBEDDING, INTO_HEADS, LAYER_NORM, LINEAR, VECTOR, Weights
 from keras_tfm.config import TransformerConfig
 
@@ -48,9 +48,11 @@ def _read_positions(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_positions(config: TransformerConfig) -> dict[str, Any]:
     written = {"position_biased_input": config.position is not None, "relative_attention": False, "pos_att_type": []}
-    scheme = config.attention_position
+    scheme = spelled_out(config.attention_position)
     if scheme is None:
         return written
+    if scheme["kind"] != "disentangled":
+        raise ValueError(f"The family's attention is disentangled; this model's positions are {scheme}.")
     return written | {
         "relative_attention": True,
         "pos_att_type": [theirs for theirs, ours in TERMS.items() if ours in scheme["terms"]],

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 Change = Callable[[np.ndarray], np.ndarray]
+Layers = Mapping[str, str | tuple[str, Change]]
 
 
 def two_rows_before(array: np.ndarray) -> np.ndarray:
@@ -40,7 +41,7 @@ class HubFamily:
 
     model_type: str
     sizes: Mapping[str, str | Callable[[Any], Any]]
-    layers: Mapping[str, str | tuple[str, Change]]
+    layers: Layers
     fixed: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     zeros: tuple[str, ...] = ()
@@ -170,7 +171,7 @@ def _bart_side(side: str) -> dict[str, Any]:
 POST = _block("blocks", "transformer_layers", _generic("output_norm"))
 PRE = _block("blocks", "transformer_layers", _generic("input_norm"))
 WITHOUT_TYPES = {key: name for key, name in BERT_SIZES.items() if name != "num_segments"}
-JOINED_WITH_PADDING = {**JOINED, "position_embedding": ("embeddings.position_embedding", two_rows_before)}
+JOINED_WITH_PADDING: Layers = {**JOINED, "position_embedding": ("embeddings.position_embedding", two_rows_before)}
 
 HUB_FAMILIES: dict[str, HubFamily] = {
     "BertBackbone": HubFamily("bert", BERT_SIZES, {**SEPARATE, **POST}, {"hidden_act": "gelu_new"}),

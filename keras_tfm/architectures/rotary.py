@@ -63,8 +63,15 @@ def read_rope(parameters: Mapping[str, Any], config: Mapping[str, Any], base: fl
     return {**position, "scaling": scaling}
 
 
-def write_rope(position: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `read_rope`: one "rope_parameters"."""
+def write_rope(position: Any) -> dict[str, Any]:
+    """The inverse of `read_rope`: one "rope_parameters".
+
+    Raises:
+        ValueError: for other positions than rotary ones.
+    """
+    position = position if isinstance(position, dict) else {"kind": position}
+    if position.get("kind") != "rotary":
+        raise ValueError(f"The family's positions are rotary; this model's are {position}.")
     scaling = position.get("scaling")
     written: dict[str, Any] = {"rope_theta": position.get("base", 10_000.0), "rope_type": "default"}
     if position.get("fraction", 1.0) != 1.0:
@@ -100,16 +107,13 @@ def rope(base: float = 10_000.0, fraction: float = 1.0, names: Mapping[str, str]
         }
 
     def write(config: TransformerConfig) -> dict[str, Any]:
-        position = config.position if isinstance(config.position, dict) else {"kind": config.position}
-        if position.get("kind") != "rotary":
-            raise ValueError(f"its positions are rotary; this model's are {config.position!r}")
-        written = write_rope(position)
+        written = write_rope(config.position)
         scaling = {key: value for key, value in written.items() if key not in ("rope_theta", "partial_rotary_factor")}
         # The newer name and the older ones, for readers of either age.
-        flat = {"rope_theta": written["rope_theta"], "partial_rotary_factor": position.get("fraction", 1.0)}
+        flat = {"partial_rotary_factor": 1.0} | {key: written[key] for key in written if key not in scaling}
         return {
             "rope_parameters": written,
-            "rope_scaling": scaling if position.get("scaling") else None,
+            "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
             **flat,
             **{name: flat[key] for name, key in older.items()},
             **{key: value for key, value in scaling.items() if key == "original_max_position_embeddings"},

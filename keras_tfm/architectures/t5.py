@@ -46,16 +46,23 @@ def _read_feed_forward(config: Mapping[str, Any]) -> dict[str, Any]:
     gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
     if gate not in ("", "gated"):
         raise ValueError(f"config.json says feed_forward_proj={config['feed_forward_proj']!r}; it is ACT or gated-ACT.")
-    # "gated-gelu" has always meant the approximation.
-    activation = "gelu_new" if gate and activation == "gelu" else activation
-    return {"gated": bool(gate), "activation": read_activation(activation)}
+    if gate and activation == "gelu":  # which has always meant the approximation
+        activation = "gelu_new"
+    # Where the two others are there too, they are what counts.
+    return {
+        "gated": bool(config.get("is_gated_act", gate)),
+        "activation": read_activation(config.get("dense_act_fn", activation)),
+    }
 
 
 def _write_feed_forward(config: TransformerConfig) -> dict[str, Any]:
     activation = write_activation(config.activation)
-    if not config.gated:
-        return {"feed_forward_proj": activation}
-    return {"feed_forward_proj": "gated-" + ("gelu" if activation == "gelu_new" else activation)}
+    gated = "gated-gelu" if activation == "gelu_new" else f"gated-{activation}"
+    return {
+        "feed_forward_proj": gated if config.gated else activation,
+        "dense_act_fn": activation,
+        "is_gated_act": config.gated,
+    }
 
 
 FEED_FORWARD = Rule(("feed_forward_proj", "dense_act_fn", "is_gated_act"), _read_feed_forward, _write_feed_forward)

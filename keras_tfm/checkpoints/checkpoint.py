@@ -176,7 +176,7 @@ class Plan:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        cls: type,
+        cls: Any,
         head: Head | None,
         config: TransformerConfig,
         options: dict[str, Any],

@@ -8,7 +8,7 @@ from keras_tfm.layers.heads import ClassificationHead, MaskedLMHead
 from keras_tfm.layers.multi_head_cross_attention import MultiHeadCrossAttention
 from keras_tfm.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_tfm.layers.pooling import Pooling
-from keras_tfm.layers.position import PositionScheme
+from keras_tfm.layers.position_scheme import PositionScheme
 from keras_tfm.layers.positional_encoding import PositionalEncoding
 from keras_tfm.layers.relative_position_bias import RelativePositionBias
 from keras_tfm.layers.residual import Residual

@@ -5,7 +5,7 @@ from __future__ import annotations
 from keras import ops
 
 from keras_tfm.layers.base import register
-from keras_tfm.layers.position import PositionBias
+from keras_tfm.layers.position_scheme import PositionBias
 from keras_tfm.ops import positions as position_ops
 
 

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers.base import check_choice, check_positive, logical_axes, register, serialize
-from keras_tfm.layers.position import PositionScheme
+from keras_tfm.layers.position_scheme import PositionScheme
 from keras_tfm.ops import masks
 from keras_tfm.ops import positions as position_ops
 

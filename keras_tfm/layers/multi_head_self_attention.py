@@ -167,7 +167,9 @@ class MultiHeadSelfAttention(Attention):
             )
             padding_mask, bias_positions = None, key_positions
             key, value = (keras.ops.cast(t, query.dtype) for t in (key, value))
-        bias = None if scheme is None else scheme.bias(query, key, positions, bias_positions, **self._projected(scheme, x))
+        bias = None
+        if scheme is not None:
+            bias = scheme.bias(query, key, positions, bias_positions, **self._projected(scheme, x))
         heads = tfm_ops.attention(
             query,
             key,

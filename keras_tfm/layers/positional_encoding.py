@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_tfm.layers.base import check_choice, check_positive, logical_axes, register
-from keras_tfm.layers.position import PositionScheme
+from keras_tfm.layers.position_scheme import PositionScheme
 from keras_tfm.ops import backend
 from keras_tfm.ops import positions as position_ops
 

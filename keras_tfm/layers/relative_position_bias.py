@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_tfm.layers.base import check_positive, logical_axes, register
-from keras_tfm.layers.position import PositionBias
+from keras_tfm.layers.position_scheme import PositionBias
 from keras_tfm.ops import positions as position_ops
 
 

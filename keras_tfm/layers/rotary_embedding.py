@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_tfm.layers.base import register
-from keras_tfm.layers.position import PositionScheme
+from keras_tfm.layers.position_scheme import PositionScheme
 from keras_tfm.ops import positions as position_ops
 
 

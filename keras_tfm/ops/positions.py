@@ -268,7 +268,8 @@ def disentangled_rows(distance: Tensor, *, num_rows: int | None, max_distance: i
         return ops.clip(distance, -max_distance, max_distance - 1) + max_distance
     per_side, middle = num_rows // 2, num_rows // 4
     near = np.arange(max_distance + 1)
-    ratio = np.log((np.maximum(near, middle) / middle).astype(np.float32)) / np.log(np.float32((max_distance - 1) / middle))
+    log = np.log((np.maximum(near, middle) / middle).astype(np.float32))
+    ratio = log / np.log(np.float32((max_distance - 1) / middle))
     far = np.ceil(ratio * np.float32(middle - 1)).astype(np.int32) + middle
     table = np.where(near <= middle, near, far).astype(np.int32)
     steps = ops.take(ops.convert_to_tensor(table), ops.minimum(ops.abs(distance), max_distance), axis=0)

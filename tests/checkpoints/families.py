@@ -89,14 +89,15 @@ ENCODER = dict(
 )
 
 
-def encoder_models(name: str) -> dict[str, str]:
-    return {
+def encoder_models(name: str, *tasks: str) -> dict[str, str]:
+    every = {
         "MaskedLM": f"{name}ForMaskedLM",
         "Backbone": f"{name}Model",
         "TextClassifier": f"{name}ForSequenceClassification",
         "TokenClassifier": f"{name}ForTokenClassification",
         "QuestionAnswerer": f"{name}ForQuestionAnswering",
     }
+    return {task: every[task] for task in tasks or every}
 
 
 def yarn(**more: Any) -> dict[str, Any]:
@@ -400,6 +401,7 @@ FAMILIES: dict[str, Case] = {
         {
             "1.1": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False, layer_norm_epsilon=1e-3),
             "silu": dict(feed_forward_proj="gated-silu"),
+            "gelu, not approximated": dict(feed_forward_proj="gated-gelu", dense_act_fn="gelu"),
             "tied, no scale": dict(feed_forward_proj="gelu", scale_decoder_outputs=False),
         },
     ),
@@ -502,7 +504,7 @@ FAMILIES: dict[str, Case] = {
                 hidden_activation="relu",
                 layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
                 rope_parameters=dict(
-                    full_attention=dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=8),
+                    full_attention=yarn() | dict(rope_theta=500.0),
                     sliding_attention=dict(rope_type="default", rope_theta=50.0),
                 ),
             ),
@@ -538,6 +540,13 @@ FAMILIES: dict[str, Case] = {
             "another head": dict(legacy=False),
             "TextClassifier: tanh": dict(pooler_hidden_act="tanh"),
         },
+        left=False,
+    ),
+    "nomic_bert": Case(
+        "NomicBertConfig",
+        ENCODER | dict(head_dim=6, rope_parameters=dict(rope_theta=500.0, rope_type="default")),
+        encoder_models("NomicBert", "MaskedLM", "Backbone", "TextClassifier", "TokenClassifier"),
+        {"gelu, linear": dict(hidden_act="gelu", rope_parameters=dict(rope_type="linear", rope_theta=1e3, factor=2.0))},
         left=False,
     ),
     "electra": Case(

@@ -92,7 +92,7 @@ def test_the_first_version_of_t5_scales_what_its_head_reads(tmp_path):
 
 
 def test_one_rate_of_dropout_for_all_of_t5(tmp_path):
-    saved(tmp_path / "one", {"dropout": 0.2}, {"shared.weight": 0.0})
+    saved(tmp_path / "one", {"dropout": 0.2, "activation_dropout": 0.2}, {"shared.weight": 0.0})
     config = Seq2SeqLM.from_pretrained(tmp_path / "one").backbone.config
     assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.2, None, 0.2)
     changed = Seq2SeqLM.from_pretrained(tmp_path / "one", dropout=0.3)

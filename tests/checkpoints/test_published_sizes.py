@@ -97,6 +97,30 @@ OPT = dict(
     max_position_embeddings=2048,
     word_embed_proj_dim=768,
 )
+MODERNBERT = dict(
+    model_type="modernbert",
+    vocab_size=50_368,
+    hidden_size=768,
+    num_hidden_layers=22,
+    num_attention_heads=12,
+    intermediate_size=1152,
+    local_attention=128,
+    global_attn_every_n_layers=3,
+    global_rope_theta=160_000.0,
+    local_rope_theta=10_000.0,
+)
+DEBERTA_V3 = bert_like(
+    "deberta-v2",
+    vocab_size=128_100,
+    type_vocab_size=0,
+    relative_attention=True,
+    position_buckets=256,
+    max_relative_positions=-1,
+    norm_rel_ebd="layer_norm",
+    share_att_key=True,
+    pos_att_type="p2c|c2p",
+    position_biased_input=False,
+)
 # From the papers and the reference implementation; OPT's table has 2 rows more than KerasHub's 2048 (125,237,760).
 PUBLISHED = {
     "distilbert uncased": (distilbert(30_522), 66_362_880),
@@ -109,6 +133,22 @@ PUBLISHED = {
     "albert large": (albert(1024, 24, 16), 17_683_968),
     "albert xlarge": (albert(2048, 24, 16), 58_724_864),
     "albert xxlarge": (albert(4096, 12, 64), 222_595_584),
+    "xlm-roberta base": (
+        bert_like("xlm-roberta", vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1),
+        278_043_648,
+    ),
+    "electra small": (
+        bert_like("electra", hidden_size=256, num_attention_heads=4, intermediate_size=1024),
+        13_483_008,
+    ),
+    "electra base": (bert_like("electra", embedding_size=768), 108_891_648),
+    "mpnet base": (bert_like("mpnet", vocab_size=30_527, max_position_embeddings=514), 109_486_464),
+    "modernbert base": (MODERNBERT, 149_014_272),
+    "modernbert large": (
+        MODERNBERT | dict(hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, intermediate_size=2624),
+        394_781_696,
+    ),
+    "deberta v3 base": (DEBERTA_V3, 183_831_552),
     "opt 125m": (OPT, 125_237_760 + 2 * 768),
     "bart base": (bart(768, 6, 12), 139_420_416),
     "bart large": (bart(1024, 12, 16), 406_291_456),

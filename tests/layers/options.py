@@ -137,7 +137,7 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "norm": changes(*[change.value for change in NORMS], hidden_dim=7),
     },
     "DisentangledBias": {
-        "num_buckets": changes(8, None, max_distance=5),
+        "num_buckets": changes(8, None),
         "max_distance": changes(5, num_buckets=8),
         "terms": changes(["content_to_position"], ["position_to_content"]),
         "norm": changes(None, "rms_norm", {"kind": "layer_norm", "epsilon": 0.1}),

@@ -24,6 +24,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scaled rotary": {"position": {"kind": "rotary", "scaling": {"kind": "linear", "factor": 2.0}, "fraction": 0.5}},
     "alibi": {"position": "alibi"},
     "relative": {"position": RELATIVE},
+    "disentangled": {
+        "position": {"kind": "disentangled", "num_buckets": 8, "max_distance": 20},
+        "num_key_value_heads": 1,
+    },
     "short window": {"window": 2, "position": "rotary"},
     "window": {"window": 4, "position": "alibi", "num_key_value_heads": 1},
     "long window": {"window": 9, "position": "rotary"},

@@ -25,6 +25,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "rotary": {"position": "rotary"},
     "alibi": {"position": "alibi"},
     "relative": {"position": {"kind": "relative", "num_buckets": 8, "max_distance": 20}},
+    "disentangled": {"position": {"kind": "disentangled", "num_buckets": 8, "max_distance": 20}},
     "qk_norm": {"qk_norm": "rms_norm"},
     "softcap": {"logit_softcap": 1.0},
     "sinks": {"sinks": "learned"},
@@ -159,7 +160,7 @@ def test_an_encoder_block_sees_the_future():
 PADDED = [
     (kind, name)
     for kind in ("encoder", "decoder")
-    for name in ("plain", "window", "grouped", "rotary", "alibi", "relative", "sinks", "gate")
+    for name in ("plain", "window", "grouped", "rotary", "alibi", "relative", "disentangled", "sinks", "gate")
 ]
 PADDED += [("encoder", "post"), ("decoder", "parallel")]
 
@@ -213,6 +214,7 @@ PACKED = [
     ("encoder", "window"),
     ("decoder", "alibi"),
     ("decoder", "relative"),
+    ("encoder", "disentangled"),
     ("encoder", "grouped"),
 ]
 
@@ -298,7 +300,7 @@ def test_words_and_masks_say_the_same():
     assert_close(loose(X, attention_mask=np.repeat(mask[:, None], 2, 1)), expected, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["rotary", "alibi", "relative"])
+@pytest.mark.parametrize("name", ["rotary", "alibi", "relative", "disentangled"])
 def test_only_position_differences_matter(name):
     layer = filled(attention(ATTENTION[name]), X)
     places = np.arange(LENGTH, dtype="int32")[None]

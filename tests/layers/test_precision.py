@@ -24,6 +24,7 @@ LAYERS: dict[str, Any] = {
     "rotary": lambda **k: layers.TransformerEncoderBlock(2, 16, position="rotary", norm="rms_norm", gated=True, **k),
     "alibi": lambda **k: layers.TransformerEncoderBlock(2, 16, position="alibi", norm_placement="post", **k),
     "relative": lambda **k: layers.TransformerEncoderBlock(2, 16, position="relative", **k),
+    "disentangled": lambda **k: layers.TransformerEncoderBlock(2, 16, position="disentangled", **k),
     "sinks": lambda **k: layers.TransformerDecoderBlock(
         2, 16, attention={"sinks": "learned", "logit_softcap": 5.0}, window=3, **k
     ),

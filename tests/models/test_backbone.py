@@ -10,7 +10,7 @@ from keras_tfm.ops.backend import without_allocating
 
 TINY = dict(num_layers=2, hidden_dim=16, num_heads=4, vocabulary_size=31)
 IDS = np.random.default_rng(1).integers(1, 31, (2, 9)).astype("int32")
-POSITIONS = ["learned", "sinusoidal", "rotary", "alibi", "relative"]
+POSITIONS = ["learned", "sinusoidal", "rotary", "alibi", "relative", "disentangled"]
 
 PUBLISHED = {
     ("bert", "tiny"): 4_385_920,
@@ -243,9 +243,10 @@ def test_scores_of_every_block():
         lambda: gpt(position="relative", attention={"qk_norm": "rms_norm"}, parallel=True),
         lambda: gpt(**PATTERN, embedding_scale=4.0, head_bias=True, logit_scale=0.5, logit_softcap=3.0),
         lambda: bert(attention_position={"kind": "relative", "num_buckets": 8, "max_distance": 16}),
+        lambda: bert(position=None, attention_position="disentangled"),
         lambda: transformer(num_decoder_layers=1),
     ],
-    ids=["bert", "llama-like", "relative", "pattern", "mpnet-like", "transformer"],
+    ids=["bert", "llama-like", "relative", "pattern", "mpnet-like", "deberta-like", "transformer"],
 )
 def test_keras_files_hold_everything(build, tmp_path):
     model = build()
