@@ -56,4 +56,5 @@ COHERE = Architecture(
     weights=_weights,
     output=llama.OUTPUT,
     heads=llama.heads("Cohere", "CausalLM"),
+    without_effect=frozenset({"model_max_length"}),
 )

@@ -27,5 +27,7 @@ PHI3 = Architecture(
     weights={**{ours: stored for ours, stored in llama.WEIGHTS.items() if ours not in APART}, **FUSED},
     output=llama.OUTPUT,
     heads=llama.heads("Phi3", "CausalLM", "TextClassifier", "TokenClassifier"),
-    without_effect=frozenset({"embd_pdrop"}),  # the dropout of embeddings is that of the residual stream here
+    expects={"attention_bias": False, "mlp_bias": False, "lm_head_bias": False, "full_attn_mod": 1},
+    # The dropout of embeddings is that of the residual stream here; the other is in official files, and read by none.
+    without_effect=frozenset({"embd_pdrop", "interpolate_factor"}),
 )

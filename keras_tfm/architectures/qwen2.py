@@ -41,6 +41,7 @@ QWEN2 = Architecture(
     sizes=llama.SIZES,
     defaults={**llama.DEFAULTS, "max_position_embeddings": 32768},
     rules=(rope(), llama.head_dim(), WINDOWS),
+    expects={"use_mrope": False},
     weights=llama.WEIGHTS,
     output=llama.OUTPUT,
     heads=llama.heads("Qwen2", question_prefix="transformer."),

@@ -60,4 +60,5 @@ SMOLLM3 = Architecture(
     weights=llama.WEIGHTS,
     output=llama.OUTPUT,
     heads=llama.heads("SmolLM3", question_prefix="transformer."),
+    without_effect=frozenset({"max_window_layers"}),  # in the official file; layer_types tell
 )

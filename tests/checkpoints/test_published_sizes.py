@@ -64,6 +64,22 @@ def bart(width: int, layers: int, heads: int) -> dict:
     return dict(model_type="bart", vocab_size=50_265, d_model=width, max_position_embeddings=1024, **sides)
 
 
+def decoder(
+    model_type: str, vocabulary: int, width: int, layers: int, heads: int, groups: int, inner: int, **more
+) -> dict:
+    common = dict(
+        model_type=model_type,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=inner,
+        max_position_embeddings=4096,
+    )
+    return common | more
+
+
 LLAMA_3 = dict(
     model_type="llama",
     vocab_size=128_256,
@@ -158,6 +174,21 @@ PUBLISHED = {
     "t5 3b": (t5(1024, 24, 32, 16_384, 128), 2_851_598_336),
     "llama 3 8b": (LLAMA_3, 8_030_261_248),
     "qwen 2.5 0.5b": (QWEN, 494_032_768),
+    "mistral 7b": (decoder("mistral", 32_000, 4096, 32, 32, 8, 14_336), 7_241_732_096),
+    "qwen 3 0.6b": (
+        decoder("qwen3", 151_936, 1024, 28, 16, 8, 3072, head_dim=128, tie_word_embeddings=True),
+        596_049_920,
+    ),
+    "gemma 2b": (decoder("gemma", 256_000, 2048, 18, 8, 1, 16_384, head_dim=256), 2_506_172_416),
+    "gemma 2 2b": (decoder("gemma2", 256_000, 2304, 26, 8, 4, 9216, head_dim=256), 2_614_341_888),
+    "gemma 3 1b": (decoder("gemma3_text", 262_144, 1152, 26, 4, 1, 6912, head_dim=256), 999_885_952),
+    "smollm 3 3b": (decoder("smollm3", 128_256, 2048, 36, 16, 4, 11_008), 3_075_098_624),
+    "olmo 2 7b": (decoder("olmo2", 100_352, 4096, 32, 32, 32, 11_008), 7_298_617_344),
+    "phi 3 mini": (decoder("phi3", 32_064, 3072, 32, 32, 32, 8192), 3_821_079_552),
+    "phi 2": (decoder("phi", 51_200, 2560, 32, 32, 32, 10_240), 2_779_683_840 - 51_200),  # without the logits' bias
+    "starcoder 2 3b": (decoder("starcoder2", 49_152, 3072, 30, 24, 2, 12_288), 3_030_371_328),
+    "stablelm 2 1.6b": (decoder("stablelm", 100_352, 2048, 24, 32, 32, 5632, use_qkv_bias=True), 1_644_515_328),
+    "command r": (decoder("cohere", 256_000, 8192, 40, 64, 64, 22_528), 34_980_831_232),
 }
 
 

@@ -96,7 +96,7 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "position elsewhere": (
         lambda: encoder(position="sinusoidal"),
-        r"position='sinusoidal'.*embedding.*\['rotary', 'alibi', 'relative'\]",
+        r"position='sinusoidal'.*embedding.*\['rotary', 'alibi', 'relative', 'disentangled'\]",
     ),
     "position of another kind": (
         lambda: attention(position=keras.layers.Dense(2)),
