@@ -21,12 +21,14 @@ from keras_tfm.architectures.gemma3 import GEMMA3_TEXT
 from keras_tfm.architectures.gpt2 import GPT2
 from keras_tfm.architectures.gpt_neo import GPT_NEO
 from keras_tfm.architectures.gpt_neox import GPT_NEOX
+from keras_tfm.architectures.gpt_oss import GPT_OSS
 from keras_tfm.architectures.gptj import GPTJ
 from keras_tfm.architectures.llama import LLAMA
 from keras_tfm.architectures.m2m_100 import M2M_100
 from keras_tfm.architectures.marian import MARIAN
 from keras_tfm.architectures.mbart import MBART
 from keras_tfm.architectures.mistral import MISTRAL
+from keras_tfm.architectures.mixtral import MIXTRAL
 from keras_tfm.architectures.modernbert import MODERNBERT
 from keras_tfm.architectures.mpnet import MPNET
 from keras_tfm.architectures.mt5 import MT5
@@ -37,7 +39,9 @@ from keras_tfm.architectures.pegasus import PEGASUS
 from keras_tfm.architectures.phi import PHI
 from keras_tfm.architectures.phi3 import PHI3
 from keras_tfm.architectures.qwen2 import QWEN2
+from keras_tfm.architectures.qwen2_moe import QWEN2_MOE
 from keras_tfm.architectures.qwen3 import QWEN3
+from keras_tfm.architectures.qwen3_moe import QWEN3_MOE
 from keras_tfm.architectures.roberta import ROBERTA
 from keras_tfm.architectures.smollm3 import SMOLLM3
 from keras_tfm.architectures.stablelm import STABLELM
@@ -65,11 +69,13 @@ FAMILIES: dict[str, Architecture] = {
         GPTJ,
         GPT_NEO,
         GPT_NEOX,
+        GPT_OSS,
         LLAMA,
         M2M_100,
         MARIAN,
         MBART,
         MISTRAL,
+        MIXTRAL,
         MODERNBERT,
         MPNET,
         NOMIC_BERT,
@@ -80,7 +86,9 @@ FAMILIES: dict[str, Architecture] = {
         PHI,
         PHI3,
         QWEN2,
+        QWEN2_MOE,
         QWEN3,
+        QWEN3_MOE,
         ROBERTA,
         SMOLLM3,
         STABLELM,

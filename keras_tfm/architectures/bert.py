@@ -68,6 +68,12 @@ WEIGHTS = {
     **POOLER,
 }
 WITHOUT_POOLER = {"pooler": False}
+WITHOUT_EFFECT = frozenset(  # in official files (bert-base-chinese, xlm-roberta-base), and read by none
+    """
+    directionality output_past pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
+    pooler_type
+    """.split()  # noqa: SIM905
+)
 
 
 def heads(name: str, **others: Head) -> dict[str, Head]:
@@ -103,4 +109,5 @@ BERT = Architecture(
     heads=heads("Bert"),
     optional=("pooler",),
     unused=("embeddings.position_ids",),
+    without_effect=WITHOUT_EFFECT,
 )

@@ -57,5 +57,5 @@ DISTILBERT = Architecture(
     ),
     unused=("vocab_projector.weight", "embeddings.position_ids"),
     # The table of positions is in the file, sinusoids or not; and dropout says nothing of what a trained head computes.
-    without_effect=frozenset({"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"}),
+    without_effect=frozenset({"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_"}),
 )

@@ -62,11 +62,11 @@ def head_dim(default: int | None = None) -> Rule:
     )
 
 
-def bias(key: str, part: str) -> Rule:
+def bias(key: str, part: str, default: bool = False) -> Rule:
     """The rule of a key that says whether a part, "attention" or "feed_forward", has biases."""
     return Rule(
         (key,),
-        lambda config: {part: {"use_bias": bool(config.get(key))}},
+        lambda config: {part: {"use_bias": bool(config.get(key, default))}},
         lambda config: {key: (getattr(config, part) or {}).get("use_bias", config.use_bias)},
     )
 
@@ -95,6 +95,13 @@ WEIGHTS = {
     "blocks.{i}.feed_forward_residual.input_norm": ("layers.{i}.post_attention_layernorm", RMS_NORM),
     "final_norm": ("norm", RMS_NORM),
 }
+
+
+def without_feed_forward(weights: dict[str, Any]) -> dict[str, Any]:
+    """A table for blocks whose feed-forward layer is another."""
+    return {ours: stored for ours, stored in weights.items() if ".feed_forward." not in ours}
+
+
 LAYER_NORM_WEIGHTS = {
     ours: (theirs, LAYER_NORM if "norm" in ours else layout) for ours, (theirs, layout) in WEIGHTS.items()
 }

@@ -80,4 +80,5 @@ ROBERTA = Architecture(
     heads=heads("Roberta"),
     optional=("pooler",),
     unused=("embeddings.position_ids", "lm_head.decoder.*"),
+    without_effect=bert.WITHOUT_EFFECT,
 )

@@ -37,6 +37,11 @@ class Tensor:
         """Ours to theirs."""
         return self.write(arrays[0])
 
+    def joined_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Of their array, found without any."""
+        nothing = np.zeros((), np.int8)
+        return self.join([np.broadcast_to(nothing, shape) for shape in shapes]).shape
+
 
 @dataclass(frozen=True)
 class Fused(Tensor):
@@ -63,8 +68,26 @@ class Fused(Tensor):
         return array.T if self.transposed else array
 
 
+@dataclass(frozen=True)
+class Interleaved(Tensor):
+    """One tensor of theirs whose last axis takes the values of several variables of ours in turn."""
+
+    def split(self, array: Array, shapes: Sequence[Shape]) -> list[Array]:
+        """Their array to ours, one for each of `shapes`."""
+        return [array[..., start :: len(shapes)] for start in range(len(shapes))]
+
+    def join(self, arrays: Sequence[Array]) -> Array:
+        """Ours to theirs."""
+        return np.stack(arrays, axis=-1).reshape(*arrays[0].shape[:-1], -1)
+
+    def joined_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Of their array, found without any."""
+        return (*shapes[0][:-1], shapes[0][-1] * len(shapes))
+
+
 Layout = tuple[Tensor, ...]
-# Our attribute path, or several that they fuse, to their module's name and the way it is stored. {i} is the block.
+# Our attribute path, or several that they fuse, to their module's name and the way it is stored. {i} is the block;
+# {e} in their name says that they have a tensor for each of what we stack along a first axis, such as experts.
 # (Keys are `str | tuple[str, ...]`; a mapping's key type is invariant, so that a dict of either alone would not be one.)
 Weights = Mapping[Any, tuple[str, Layout]]
 
@@ -104,6 +127,23 @@ OUTPUT_EMBEDDING: Layout = (
     Tensor("table.reverse_embeddings", "weight", lambda array, shape: array.T.reshape(shape), lambda array: array.T),
 )
 VECTOR: Layout = (Tensor("", ""),)
+INTERLEAVED: Layout = (Interleaved("", ""),)
+
+
+def _transposed(ours: str, theirs: str) -> Tensor:
+    return Tensor(ours, theirs, lambda array, shape: array.T, lambda array: array.T)
+
+
+def router(name: str) -> Layout:
+    """A mixture of experts' router, a linear layer called so."""
+    return (_transposed("router", f"{name}.weight"), Tensor("router_bias", f"{name}.bias"))
+
+
+def experts(gate: str, up: str, down: str) -> Layout:
+    """A mixture of experts with a linear layer per expert and projection, called so."""
+    names = {"expert_gate": gate, "expert_up": up, "expert_down": down}
+    each = (_transposed(ours, f"experts.{{e}}.{theirs}.weight") for ours, theirs in names.items())
+    return (*router("gate"), *each)
 
 
 def _rows(array: Array, shapes: Sequence[Shape]) -> list[int]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from keras_tfm import architectures
 from keras_tfm.architectures.architecture import Head
+from keras_tfm.checkpoints import mxfp4, tensors
 from keras_tfm.checkpoints import source as sources
-from keras_tfm.checkpoints import tensors
 from keras_tfm.checkpoints.matching import Match, item_size, match, pairs
 from keras_tfm.config import TransformerConfig, check_fields
 from keras_tfm.models import Backbone, TextEmbedder
@@ -46,7 +46,7 @@ class Checkpoint:
         self.config_json = sources.read_config(self.directory)
         model_type = self.config_json.get("model_type")
         self.architecture = architectures.find(model_type if isinstance(model_type, str) else None)
-        self.entries = tensors.directory_index(self.directory)
+        self.entries = self._unpacked(tensors.directory_index(self.directory))
         try:
             self.config, self.unknown = self.architecture.read_config(self.config_json)
         except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
@@ -54,6 +54,23 @@ class Checkpoint:
         self.prefix = self.architecture.prefix_in(self.entries)
         self._check_sizes()
         self._merge_copies()
+
+    def _unpacked(self, entries: dict[str, tensors.Entry]) -> dict[str, tensors.Entry]:
+        """The tensors as those of a model that is not quantized.
+
+        Raises:
+            ValueError: if they are quantized in a way that is not read.
+        """
+        quantization = self.config_json.pop("quantization_config", None)  # what is read from here is not quantized
+        if quantization is None:
+            return entries
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        if method != "mxfp4":
+            raise ValueError(
+                f"{self.directory} is quantized by {method!r}; only 'mxfp4' is read. Take the files of the model as it "
+                "was before, and call `quantize` on what they give."
+            )
+        return mxfp4.merge(entries)
 
     def _check_sizes(self) -> None:
         """Sizes that no tensor reaches are a mistake, or an attempt to make us allocate: nothing is built for them."""

@@ -165,7 +165,7 @@ def _check_complete(model: Any, architecture: Architecture) -> None:
     placed: set[int] = set()
     for pair in pairs(model, architecture):
         check_not_quantized(pair)
-        placed |= {id(variable) for variable in pair.variables}
+        placed |= {id(variable) for variable in pair.whole()}
     passing = ("seed_generator", "lora_")  # random states; updates, which are merged into their kernels
     left = [v.path for v in model.weights if id(v) not in placed and not any(word in v.path for word in passing)]
     if left:

@@ -33,6 +33,10 @@ class Pair:
         self.variables, self.owners = variables, owners
         self.part = ours.partition(".")[0]
 
+    def whole(self) -> list[Any]:
+        """The model's variables that it is a part of."""
+        return [variable.stack.variable if isinstance(variable, Member) else variable for variable in self.variables]
+
     def read(self, array: np.ndarray) -> None:
         """Their tensor into our variables."""
         values = self.tensor.split(array, [tuple(variable.shape) for variable in self.variables])
@@ -54,8 +58,43 @@ class Pair:
 
     def shape(self) -> tuple[int, ...]:
         """Of their tensor: what our variables would be written as, found without their values."""
-        nothing = np.zeros((), np.int8)
-        return self.tensor.join([np.broadcast_to(nothing, tuple(v.shape)) for v in self.variables]).shape
+        return self.tensor.joined_shape([tuple(variable.shape) for variable in self.variables])
+
+
+class Stack:
+    """A variable whose first axis takes one tensor after the other, as of experts; assigned once, when all are there."""
+
+    def __init__(self, variable: Any):
+        self.variable = variable
+        self.values: np.ndarray | None = None
+        self.waiting = set(range(variable.shape[0]))
+
+    def put(self, index: int, value: np.ndarray) -> None:
+        """One of them."""
+        if self.values is None:
+            self.values = np.empty(tuple(self.variable.shape), value.dtype)
+        self.values[index] = value
+        self.waiting.discard(index)
+        if not self.waiting:
+            self.variable.assign(self.values)
+            self.values, self.waiting = None, set(range(self.variable.shape[0]))
+
+
+class Member:
+    """One place of a `Stack`, to be read and written as a variable is."""
+
+    def __init__(self, stack: Stack, index: int):
+        self.stack, self.index = stack, index
+        self.shape, self.dtype = tuple(stack.variable.shape[1:]), stack.variable.dtype
+
+    @property
+    def value(self) -> Any:
+        """Its part of the variable's value."""
+        return self.stack.variable.value[self.index]
+
+    def assign(self, value: np.ndarray) -> None:
+        """Put it in its place."""
+        self.stack.put(self.index, value)
 
 
 def item_size(variable: Any) -> int:
@@ -110,8 +149,14 @@ def _walk(root: Any, weights: Weights, *, in_head: bool) -> Iterator[Pair]:
                 if any(variable is None for variable in variables) or id(variables[0]) in seen:
                     continue
                 seen.add(id(variables[0]))
-                name = ".".join(filter(None, (theirs.format(i=group), tensor.theirs)))
-                yield Pair(full[0], name, variables, owners, tensor, in_head)
+                name = ".".join(filter(None, (theirs, tensor.theirs)))
+                if "{e}" not in name:
+                    yield Pair(full[0], name.format(i=group), variables, owners, tensor, in_head)
+                    continue
+                stacks = [Stack(variable) for variable in variables]
+                for e in range(variables[0].shape[0]):
+                    members = [Member(stack, e) for stack in stacks]
+                    yield Pair(f"{full[0]}[{e}]", name.format(i=group, e=e), members, owners, tensor, in_head)
 
 
 def _blocks(root: Any, path: str) -> list[int]:

@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ class Entry:
     def size(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
+
+    def parts(self) -> list[Entry]:
+        """Where it lies: itself, unless it is packed (`mxfp4`)."""
+        return [self]
+
+    def read(self, view: Callable[[Entry], np.ndarray]) -> np.ndarray:
+        """Its values; `view` gives those of a part."""
+        return view(self)
 
 
 def directory_index(directory: Path) -> dict[str, Entry]:
@@ -159,7 +167,9 @@ class Reader:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        entry = self.entries[name]
+        return self.entries[name].read(self._view)
+
+    def _view(self, entry: Entry) -> np.ndarray:
         if not entry.size:
             return np.zeros(entry.shape, DTYPES[entry.dtype])
         if entry.path not in self._maps:
@@ -170,8 +180,8 @@ class Reader:
 
     def release(self, name: str) -> None:
         """Let the system forget a tensor's pages: they would count as this process's memory until it ends."""
-        entry = self.entries[name]
-        if entry.path in self._maps and hasattr(mmap, "MADV_DONTNEED"):
-            begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
-            if entry.end > begin:
-                self._maps[entry.path].madvise(mmap.MADV_DONTNEED, begin, entry.end - begin)
+        for entry in self.entries[name].parts():
+            if entry.path in self._maps and hasattr(mmap, "MADV_DONTNEED"):
+                begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+                if entry.end > begin:
+                    self._maps[entry.path].madvise(mmap.MADV_DONTNEED, begin, entry.end - begin)

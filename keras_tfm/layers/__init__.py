@@ -5,6 +5,7 @@ from keras_tfm.layers.disentangled_bias import DisentangledBias
 from keras_tfm.layers.dropout import Dropout, DropPath, LayerScale
 from keras_tfm.layers.feed_forward import FeedForward
 from keras_tfm.layers.heads import ClassificationHead, MaskedLMHead
+from keras_tfm.layers.mixture_of_experts import MixtureOfExperts
 from keras_tfm.layers.multi_head_cross_attention import MultiHeadCrossAttention
 from keras_tfm.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_tfm.layers.pooling import Pooling
@@ -28,6 +29,7 @@ __all__ = [
     "FeedForward",
     "LayerScale",
     "MaskedLMHead",
+    "MixtureOfExperts",
     "MultiHeadCrossAttention",
     "MultiHeadSelfAttention",
     "Pooling",

@@ -21,9 +21,12 @@ from keras_tfm.layers.base import (
     serialize,
 )
 from keras_tfm.layers.feed_forward import FeedForward
+from keras_tfm.layers.mixture_of_experts import MixtureOfExperts
 from keras_tfm.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_tfm.layers.residual import Residual
 from keras_tfm.ops import backend
+
+FEED_FORWARDS: dict[str, type] = {"feed_forward": FeedForward, "mixture_of_experts": MixtureOfExperts}
 
 
 class TransformerBlock(Layer):
@@ -47,7 +50,8 @@ class TransformerBlock(Layer):
         parallel: True: attention and feed-forward read the same input and add up, each behind its own norm (GPT-NeoX);
             "shared_norm": behind one (GPT-J). Needs norm_placement="pre".
         attention: A dict of further options of `MultiHeadSelfAttention`, or a layer in its place.
-        feed_forward: A dict of further options of `FeedForward`, or a layer in its place.
+        feed_forward: A dict of further options of `FeedForward`, or of `MixtureOfExperts` with {"kind":
+            "mixture_of_experts", ...}, or a layer in its place.
         kernel_initializer: Of all projections.
         seed: An int, for reproducible dropout.
     """
@@ -135,10 +139,13 @@ class TransformerBlock(Layer):
         self.attention = self._attention(
             "attention", attention, MultiHeadSelfAttention, causal=self.causal, window=window, position=position
         )
+        options = dict(feed_forward) if isinstance(feed_forward, dict) else feed_forward
+        kind = options.pop("kind", "feed_forward") if isinstance(options, dict) else "feed_forward"
+        check_choice("feed_forward", kind, FEED_FORWARDS)
         self.feed_forward = self._part(
             "feed_forward",
-            feed_forward,
-            FeedForward,
+            options,
+            FEED_FORWARDS[kind],
             intermediate_dim=intermediate_dim,
             activation=activation,
             gated=gated,
@@ -232,7 +239,7 @@ class TransformerBlock(Layer):
         x, attended, cache, scores = self._attend(
             x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training
         )
-        return pack(self._feed_forward(x, attended, training), cache, scores)
+        return pack(self._feed_forward(x, attended, padding_mask, training), cache, scores)
 
     def _attend(self, x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training):
         """The self-attention branch. Gives the stream, what the feed-forward branch reads, cache and scores."""
@@ -264,9 +271,11 @@ class TransformerBlock(Layer):
         )
         return self.attention_residual.leave(x, branch, training=training), reads, cache, scores
 
-    def _feed_forward(self, x, reads, training):
+    def _feed_forward(self, x, reads, padding_mask, training):
         reads = self.feed_forward_residual.enter(x) if reads is None else reads
-        return self.feed_forward_residual.leave(x, self.feed_forward(reads, training=training), training=training)
+        options = {"padding_mask": padding_mask} if isinstance(self.feed_forward, MixtureOfExperts) else {}
+        branch = self.feed_forward(reads, **options, training=training)
+        return self.feed_forward_residual.leave(x, branch, training=training)
 
     def compute_output_spec(
         self,

@@ -119,7 +119,7 @@ class TransformerDecoderBlock(TransformerBlock):
                 result, cross_scores = result
                 scores = {"attention": scores, "cross_attention": cross_scores}
             x = self.cross_attention_residual.leave(x, result, training=training)
-        return pack(self._feed_forward(x, reads, training), cache, scores)
+        return pack(self._feed_forward(x, reads, padding_mask, training), cache, scores)
 
     def _check_context(self, context, cache, context_padding_mask, segment_ids, context_segment_ids) -> None:
         if self.cross_attention is None and not (context is None and context_padding_mask is None):

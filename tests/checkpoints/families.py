@@ -158,6 +158,66 @@ FAMILIES: dict[str, Case] = {
             ),
         },
     ),
+    "mixtral": Case(
+        "MixtralConfig",
+        DECODER | dict(head_dim=8, rope_parameters=ROPE, num_local_experts=5, num_experts_per_tok=2),
+        decoder_models("Mixtral"),
+        {"tied, window, one": dict(tie_word_embeddings=True, sliding_window=4, num_experts_per_tok=1)},
+    ),
+    "qwen2_moe": Case(
+        "Qwen2MoeConfig",
+        DECODER
+        | dict(
+            rope_parameters=ROPE,
+            num_experts=5,
+            num_experts_per_tok=3,
+            moe_intermediate_size=12,
+            shared_expert_intermediate_size=20,
+        ),
+        decoder_models("Qwen2Moe"),
+        {
+            "tied, normalized, no biases": dict(tie_word_embeddings=True, norm_topk_prob=True, qkv_bias=False),
+            "some dense, windows": dict(
+                num_hidden_layers=4,
+                mlp_only_layers=[0],
+                decoder_sparse_step=2,
+                use_sliding_window=True,
+                sliding_window=4,
+                max_window_layers=2,
+            ),
+            "dense": dict(mlp_only_layers=[0, 1]),
+        },
+    ),
+    "qwen3_moe": Case(
+        "Qwen3MoeConfig",
+        DECODER
+        | dict(head_dim=8, rope_parameters=ROPE, num_experts=5, num_experts_per_tok=3, moe_intermediate_size=12),
+        decoder_models("Qwen3Moe"),
+        {
+            "tied, normalized, biases": dict(tie_word_embeddings=True, norm_topk_prob=True, attention_bias=True),
+            "some dense, windows": dict(
+                num_hidden_layers=3, decoder_sparse_step=2, use_sliding_window=True, sliding_window=4
+            ),
+        },
+    ),
+    "gpt_oss": Case(
+        "GptOssConfig",
+        DECODER
+        | dict(
+            num_hidden_layers=3,
+            head_dim=8,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            sliding_window=4,
+            swiglu_limit=0.5,
+            rope_parameters=yarn(truncate=False, beta_fast=32.0, beta_slow=1.0),
+        ),
+        decoder_models("GptOss", "CausalLM", "Backbone", "TextClassifier", "TokenClassifier"),
+        {
+            "tied, no biases": dict(tie_word_embeddings=True, attention_bias=False, rope_parameters=ROPE),
+            "full": dict(layer_types=["full_attention"] * 3),
+        },
+    ),
     "gemma": Case(
         "GemmaConfig",
         DECODER | dict(head_dim=8, rope_parameters=ROPE, tie_word_embeddings=True),

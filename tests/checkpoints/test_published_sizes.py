@@ -175,6 +175,16 @@ PUBLISHED = {
     "llama 3 8b": (LLAMA_3, 8_030_261_248),
     "qwen 2.5 0.5b": (QWEN, 494_032_768),
     "mistral 7b": (decoder("mistral", 32_000, 4096, 32, 32, 8, 14_336), 7_241_732_096),
+    "mixtral 8x7b": (decoder("mixtral", 32_000, 4096, 32, 32, 8, 14_336), 46_702_792_704),
+    "qwen 1.5 moe": (decoder("qwen2_moe", 151_936, 2048, 24, 16, 16, 5632), 14_315_784_192),
+    "qwen 3 30b": (
+        decoder("qwen3_moe", 151_936, 2048, 48, 32, 4, 6144, head_dim=128, num_experts=128, num_experts_per_tok=8),
+        30_532_122_624,
+    ),
+    "gpt-oss 20b": (
+        decoder("gpt_oss", 201_088, 2880, 24, 64, 8, 2880, head_dim=64, num_local_experts=32),
+        20_914_757_184,
+    ),
     "qwen 3 0.6b": (
         decoder("qwen3", 151_936, 1024, 28, 16, 8, 3072, head_dim=128, tie_word_embeddings=True),
         596_049_920,

@@ -106,7 +106,11 @@ _BLOCK: dict[str, list[Change]] = {
     "attention": changes(
         {"sinks": "learned"}, {"dropout": 0.5}, Fresh(lambda: layers.MultiHeadSelfAttention(4, causal=True))
     ),
-    "feed_forward": changes({"gated": True}, Fresh(lambda: layers.FeedForward(12, "relu"))),
+    "feed_forward": changes(
+        {"gated": True},
+        {"kind": "mixture_of_experts", "num_experts": 3, "top_k": 2},
+        Fresh(lambda: layers.FeedForward(12, "relu")),
+    ),
     "kernel_initializer": INITIALIZERS,
 }
 _LEARNED = {"kind": "learned", "max_length": 8}
@@ -117,6 +121,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "DropPath": {"rate": 0.5},
     "FeedForward": {"intermediate_dim": 16},
     "MaskedLMHead": {"vocabulary_size": 11},
+    "MixtureOfExperts": {"num_experts": 4, "top_k": 2, "intermediate_dim": 16},
     "MultiHeadCrossAttention": {"num_heads": HEADS},
     "MultiHeadSelfAttention": {"num_heads": HEADS},
     "TokenEmbedding": {"vocabulary_size": 11, "hidden_dim": WIDTH},
@@ -163,6 +168,27 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "use_bias": changes(False),
         "kernel_initializer": INITIALIZERS,
         "output_bias": changes(False),
+    },
+    "MixtureOfExperts": {
+        "num_experts": changes(3),
+        "top_k": changes(1),
+        "intermediate_dim": changes(12),
+        "activation": ACTIVATIONS,
+        "gated": changes(False),
+        "dropout": changes(0.5),
+        "use_bias": changes(True),
+        "use_router_bias": changes(True),
+        "normalize": changes(False),
+        "clip": changes(0.1),
+        "up_offset": changes(1.0),
+        "shared_dim": changes(6),
+        "shared_gate": changes(True, shared_dim=6),
+        "balance_loss": changes(0.5),
+        "kernel_initializer": INITIALIZERS,
+        "bias_initializer": changes("ones", use_bias=True),
+        "kernel_regularizer": REGULARIZERS,
+        "bias_regularizer": changes("l2", use_bias=True),
+        "seed": changes(3, dropout=0.5),
     },
     "MultiHeadCrossAttention": _ATTENTION,
     "MultiHeadSelfAttention": {**_ATTENTION, "causal": changes(True), "window": changes(1), "position": POSITIONS},

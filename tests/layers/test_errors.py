@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_tfm.layers import (
     ClassificationHead,
+    DisentangledBias,
     Dropout,
     DropPath,
     FeedForward,
@@ -185,6 +186,10 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], str]] = {
         "TransformerDecoderBlock is causal.*causal=False",
     ),
     "cross options without cross-attention": (lambda: decoder(cross_attention=7), "cross_attention.*got 7"),
+    "odd buckets": (lambda: DisentangledBias(9), "num_buckets must be even.*num_buckets=9, max_distance=512"),
+    "buckets of nothing": (lambda: DisentangledBias(64, 17), "max_distance beyond the exact ones.*max_distance=17"),
+    "no terms": (lambda: DisentangledBias(terms=[]), r"terms must be a list.*got \[\]"),
+    "unknown terms": (lambda: DisentangledBias(terms=["c2p"]), "terms must be one of.*got 'c2p'"),
     "fraction": (lambda: RotaryEmbedding(fraction=0.0), "fraction must be above 0 and at most 1; got 0.0"),
     "base": (lambda: RotaryEmbedding(base=1.0), "base must be above 1; got 1.0"),
     "scaling": (lambda: RotaryEmbedding(scaling={"kind": "ntk"}), "scaling kind='ntk'.*'yarn'"),

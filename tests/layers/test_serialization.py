@@ -117,6 +117,7 @@ def observe(layer: str, arguments: dict[str, Any], argument: str) -> dict[str, A
         if takes_training(made):
             reset_seeds(made)
             seen["training"] = numpy(call(made, given, training=True))
+            seen["added losses"] = [float(numpy(loss)) for loss in made.losses]
     return seen
 
 

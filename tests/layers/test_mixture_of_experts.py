@@ -1,0 +1,225 @@
+"""Experts against a loop over tokens, and against `transformers`."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, assert_close, fill_weights, gradients, normal, numpy
+from keras import ops
+
+import keras_tfm as tfm
+from keras_tfm.layers import FeedForward, MixtureOfExperts
+from keras_tfm.ops.experts import grouped_product
+
+X = normal(2, 7, 8)
+SIZES = dict(num_experts=5, top_k=2, intermediate_dim=12)
+
+
+def built(**options) -> MixtureOfExperts:
+    layer = MixtureOfExperts(**{**SIZES, **options})
+    layer.build((None, None, 8))
+    return fill_weights(layer)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def by_token(layer: MixtureOfExperts, x: np.ndarray) -> np.ndarray:
+    """The definition, one token and one expert at a time, in float64."""
+
+    def of(name, expert):
+        weight = getattr(layer, f"expert_{name}")
+        return None if weight is None else numpy(weight).astype(np.float64)[expert]
+
+    output = np.zeros_like(x, dtype=np.float64)
+    for place in np.ndindex(x.shape[:-1]):
+        token = x[place].astype(np.float64)
+        logits = token @ numpy(layer.router).astype(np.float64)
+        if layer.use_router_bias:
+            logits = logits + numpy(layer.router_bias)
+        chosen = np.argsort(-logits, kind="stable")[: layer.top_k]
+        likes = np.exp(logits - logits.max())
+        weights = likes[chosen] / (likes[chosen].sum() if layer.normalize else likes.sum())
+        for weight, expert in zip(weights, chosen, strict=True):
+            zero = np.zeros(1)
+            up = token @ of("up", expert) + (zero if layer.expert_up_bias is None else of("up_bias", expert))
+            if layer.gated:
+                gate = token @ of("gate", expert) + (
+                    zero if layer.expert_gate_bias is None else of("gate_bias", expert)
+                )
+                if layer.clip is not None:
+                    gate, up = np.minimum(gate, layer.clip), np.clip(up, -layer.clip, layer.clip)
+                hidden = silu(gate) * (up + layer.up_offset)
+            else:
+                hidden = silu(up)
+            result = hidden @ of("down", expert) + (zero if layer.expert_down_bias is None else of("down_bias", expert))
+            output[place] += weight * result
+        if layer.shared is not None:
+            shared = numpy(layer.shared(token.astype("float32")[None]))[0]
+            if layer.shared_gate:
+                shared = shared / (1 + np.exp(-token @ numpy(layer.shared_gate_projection.kernel)))
+            output[place] += shared
+    return output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 1},
+        {"top_k": 5},
+        {"gated": False},
+        {"normalize": False},
+        {"use_bias": True, "use_router_bias": True},
+        {"clip": 0.3, "up_offset": 1.0},
+        {"shared_dim": 6},
+        {"shared_dim": 6, "shared_gate": True, "use_bias": True, "gated": False},
+    ],
+    ids=str,
+)
+def test_each_token_goes_through_its_experts(options):
+    layer = built(**options)
+    assert_close(layer(X), by_token(layer, X), 2e-5)
+
+
+def test_one_expert_is_a_feed_forward_layer():
+    layer = built(num_experts=1, top_k=1)
+    plain = FeedForward(12, "silu", gated=True, use_bias=False)
+    plain.build((None, None, 8))
+    for name in ("gate", "up", "down"):
+        getattr(plain, name).kernel.assign(numpy(getattr(layer, f"expert_{name}"))[0])
+    assert_close(layer(X), plain(X), 1e-5)
+
+
+def test_grouped_products_of_empty_and_full_groups():
+    kernel, rows = normal(4, 8, 3), normal(6, 8, seed=1)
+    for sizes in ([0, 6, 0, 0], [1, 2, 0, 3], [6, 0, 0, 0]):
+        groups = np.repeat(np.arange(4), sizes)
+        expected = np.einsum("ri,rio->ro", rows, kernel[groups])
+        result, (to_rows, to_kernel) = gradients(
+            lambda x, k, sizes=sizes: grouped_product(x, k, ops.convert_to_tensor(np.array(sizes, "int32"))),
+            rows,
+            kernel,
+        )
+        assert_close(result, expected, 1e-5)
+        weights = np.cos(np.arange(result.size)).reshape(result.shape)
+        assert_close(to_rows, np.einsum("ro,rio->ri", weights, kernel[groups]), 1e-4)
+        summed = np.zeros_like(kernel)
+        np.add.at(summed, groups, np.einsum("ri,ro->rio", rows, weights))
+        assert_close(to_kernel, summed, 1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the arrangement for TensorFlow's accelerators")
+def test_fixed_shapes_give_the_same(monkeypatch):
+    kernel, rows, sizes = normal(4, 8, 3), normal(6, 8, seed=1), np.array([1, 2, 0, 3], "int32")
+    expected = grouped_product(rows, kernel, sizes)
+    monkeypatch.setattr("keras_tfm.ops.experts.device", lambda x: "gpu")
+    assert_close(grouped_product(ops.convert_to_tensor(rows), kernel, sizes), expected, 1e-5)
+
+
+def test_experts_start_unequal_and_at_the_scale_of_a_layer():
+    layer = MixtureOfExperts(4, 2, 64, kernel_initializer=keras.initializers.RandomNormal(stddev=0.1, seed=3))
+    layer.build((None, 32))
+    kernel = numpy(layer.expert_up)
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.05
+    default = MixtureOfExperts(4, 2, 64)
+    default.build((None, 32))
+    limit = (6 / (32 + 64)) ** 0.5  # Glorot's, of one expert
+    assert limit * 0.9 < np.abs(numpy(default.expert_up)).max() <= limit
+
+
+def test_the_balance_loss_is_one_where_all_is_even():
+    layer = MixtureOfExperts(4, 2, 8, balance_loss=0.5, kernel_initializer="zeros")
+    layer(X, training=True)
+    probability_of_each, loads_in_all = 0.25, 1.0
+    assert_close(sum(layer.losses), 0.5 * 4 * probability_of_each * loads_in_all)
+    layer(X)
+    assert not layer.losses or float(numpy(sum(layer.losses))) == 0.0
+
+
+def test_padding_has_no_part_in_the_balance():
+    mask = np.arange(7) < np.array([[7], [4]])
+    losses = []
+    for x, given in ((X, mask), (np.where(mask[:, :, None], X, 9.0), mask), (X[mask][None], None), (X, None)):
+        layer = built(balance_loss=1.0)
+        layer(x, padding_mask=given, training=True)
+        losses.append(float(numpy(sum(layer.losses))))
+    assert_close(np.array(losses[1:3]), np.array(losses[:1] * 2), 1e-5)
+    assert abs(losses[3] - losses[0]) > 1e-3
+
+    block = tfm.layers.TransformerEncoderBlock(
+        2, 8, feed_forward={"kind": "mixture_of_experts", "num_experts": 3, "top_k": 1, "balance_loss": 1.0}
+    )
+    for x in (X, np.where(mask[:, :, None], X, 9.0)):
+        block(x, padding_mask=mask, training=True)
+        losses.append(float(numpy(sum(block.losses))))
+    assert abs(losses[-1] - losses[-2]) < 1e-5
+
+
+def test_a_block_and_a_model_take_experts(tmp_path):
+    model = tfm.CausalLM(
+        tfm.models.gpt(
+            num_layers=2,
+            hidden_dim=16,
+            num_heads=2,
+            vocabulary_size=31,
+            max_sequence_length=12,
+            activation="silu",
+            gated=True,
+            feed_forward={"kind": "mixture_of_experts", "num_experts": 3, "top_k": 2, "balance_loss": 0.01},
+        )
+    )
+    tokens = np.random.default_rng(0).integers(1, 31, (8, 9)).astype("int32")
+    model.compile(keras.optimizers.Adam(1e-2))
+    losses = model.fit(tokens, epochs=8, verbose=0, batch_size=8).history["loss"]
+    assert losses[-1] < losses[0]
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(numpy(again(tokens)), numpy(model(tokens)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top_k": 6}, "top_k"),
+        ({"gated": False, "clip": 1.0}, "gated"),
+        ({"clip": -1.0}, "clip"),
+        ({"balance_loss": -1.0}, "balance_loss"),
+        ({"num_experts": 0}, "num_experts"),
+        ({"shared_dim": 0}, "shared_dim"),
+        ({"shared_gate": True}, "shared_gate"),
+    ],
+)
+def test_what_does_not_fit(options, words):
+    with pytest.raises(ValueError, match=words):
+        MixtureOfExperts(**{**SIZES, **options})
+
+
+def test_unknown_kinds_are_named():
+    with pytest.raises(ValueError, match="mixture_of_experts"):
+        tfm.layers.TransformerEncoderBlock(2, 8, feed_forward={"kind": "mixture_of_expert"})
+
+
+def test_mixtral_gives_the_same():
+    torch, transformers = (
+        pytest.importorskip("torch"),
+        pytest.importorskip("transformers.models.mixtral.modeling_mixtral"),
+    )
+    from transformers import MixtralConfig
+
+    config = MixtralConfig(hidden_size=8, intermediate_size=12, num_local_experts=5, num_experts_per_tok=2)
+    theirs = transformers.MixtralSparseMoeBlock(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        result = theirs(torch.from_numpy(X))
+        expected = (result[0] if isinstance(result, tuple) else result).numpy()
+    layer = built()
+    gate_up = theirs.experts.gate_up_proj.detach().numpy().transpose(0, 2, 1)
+    layer.expert_gate.assign(gate_up[:, :, :12])
+    layer.expert_up.assign(gate_up[:, :, 12:])
+    layer.expert_down.assign(theirs.experts.down_proj.detach().numpy().transpose(0, 2, 1))
+    layer.router.assign(theirs.gate.weight.detach().numpy().T)
+    assert_close(layer(X), expected, 1e-5)
