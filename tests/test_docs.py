@@ -1,5 +1,7 @@
 """Every Python block in the README and the docs runs; a page's blocks run in order, in one namespace."""
 
+import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
@@ -41,6 +43,67 @@ def bert_directory(tmp_path_factory) -> Path:
 
 def test_there_are_pages():
     assert {path.name for path in PAGES} >= {"README.md", "composing.md", "options.md", "quickstart.md", "models.md"}
+
+
+def docstrings():
+    """The extension of the documentation generator."""
+    pytest.importorskip("griffe")
+    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_line_for_several_arguments_becomes_a_row_each():
+    text = """Sum.
+
+    Args:
+        a, b: Of the
+            blocks.
+        c: One, two: three.
+
+    Attributes:
+        d, e,
+            f: Parts.
+
+    Not an argument, or two: this.
+    """
+    assert (
+        docstrings().split_names(text)
+        == """Sum.
+
+    Args:
+        a: Of the blocks.
+        b: Of the blocks.
+        c: One, two: three.
+
+    Attributes:
+        d: Parts.
+        e: Parts.
+        f: Parts.
+
+    Not an argument, or two: this.
+    """
+    )
+
+
+def test_every_field_of_the_config_has_a_row_with_its_type_and_default():
+    extension = docstrings()
+    package = extension.griffe.load(
+        "keras_tfm.config",
+        search_paths=[ROOT],
+        extensions=extension.griffe.load_extensions(extension.Headings),
+        docstring_parser="google",
+        docstring_options={"warnings": False},
+    )
+    sections = package["TransformerConfig"].docstring.parsed
+    rows = next(section.value for section in sections if section.kind.value == "parameters")
+    fields = dataclasses.fields(tfm.TransformerConfig)
+    assert {row.name for row in rows} == {field.name for field in fields}
+    for row in rows:
+        assert row.annotation is not None
+        field = next(field for field in fields if field.name == row.name)
+        assert (row.default is None) == (field.default is dataclasses.MISSING)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

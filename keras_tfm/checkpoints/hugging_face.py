@@ -19,7 +19,7 @@ from keras_tfm.architectures.architecture import Architecture, Head
 from keras_tfm.checkpoints import sentence_transformers, tensors, writing
 from keras_tfm.checkpoints.checkpoint import Checkpoint, Plan
 from keras_tfm.checkpoints.matching import Pair, check_not_quantized, pairs, some
-from keras_tfm.data.tokenizer import Tokenizer
+from keras_tfm.data import accepted
 from keras_tfm.models import Backbone, TextEmbedder
 from keras_tfm.models.task import Task
 
@@ -38,6 +38,11 @@ def read(
     **options: Any,
 ) -> Any:
     """`cls.from_pretrained`: see `keras_tfm.models.pretrained.Pretrained`."""
+    automatic = isinstance(tokenizer, str) and tokenizer == "auto"
+    if not automatic and tokenizer is not None:
+        if not issubclass(cls, Task):
+            raise ValueError(f"A {cls.__name__} takes token ids and no tokenizer; a task model takes tokenizer=.")
+        tokenizer = accepted.as_tokenizer(tokenizer)
     checkpoint = Checkpoint(source, revision)
     if checkpoint.unknown:
         path = checkpoint.directory / "config.json"
@@ -57,8 +62,10 @@ def read(
     if plan.match.unused:
         logger.info("%s: the checkpoint's %s are not part of this model.", cls.__name__, some(plan.match.unused))
     if issubclass(cls, Task):
-        automatic = isinstance(tokenizer, str) and tokenizer == "auto"
-        model.tokenizer = _read_tokenizer(checkpoint.directory, max_length) if automatic else tokenizer
+        if automatic:
+            _read_tokenizer(model, checkpoint.directory, max_length)
+        else:
+            model.tokenizer = tokenizer
     return model
 
 
@@ -97,8 +104,20 @@ def _fill(model: Any, plan: Plan) -> None:
         warnings.warn(f"{plan.checkpoint.directory} has values that are not finite in {some(strange)}.", stacklevel=4)
 
 
-def _read_tokenizer(directory: Path, max_length: int | None = None) -> Tokenizer | None:
-    return Tokenizer.from_directory(directory, max_length) if (directory / "tokenizer.json").is_file() else None
+def _read_tokenizer(model: Task, directory: Path, max_length: int | None) -> None:
+    """Give the model the directory's tokenizer, also one with more tokens than it, as some published ones have."""
+    tokenizer = accepted.from_directory(directory, max_length)
+    rows = model.backbone.config.vocabulary_size
+    if tokenizer is not None and rows is not None and tokenizer.vocabulary_size > rows:
+        logger.warning(
+            "%s has a tokenizer of %d tokens for a model of %d: texts that need the last ones will fail.",
+            directory,
+            tokenizer.vocabulary_size,
+            rows,
+        )
+        object.__setattr__(model, "tokenizer", tokenizer)  # past the check that assigning makes
+    else:
+        model.tokenizer = tokenizer
 
 
 def write(model: Any, directory: str | Path, *, max_shard_size: int | str = "5GB") -> None:

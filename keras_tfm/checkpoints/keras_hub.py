@@ -12,6 +12,7 @@ import keras_tfm
 from keras_tfm import architectures
 from keras_tfm.architectures.keras_hub import HUB_FAMILIES, HubFamily
 from keras_tfm.checkpoints.matching import resolve
+from keras_tfm.data import KerasHubTokenizer
 from keras_tfm.models import Backbone
 
 
@@ -20,7 +21,8 @@ def from_keras_hub(model: Any, *, dtype: Any = None, name: str | None = None) ->
 
     Args:
         model: A backbone (BERT, RoBERTa, DistilBERT, ALBERT, GPT-2, OPT, Llama, Mistral, Qwen, Gemma, T5, BART), or a
-            text classifier, causal or sequence-to-sequence language model on one. Its preprocessor is not taken over.
+            text classifier, causal or sequence-to-sequence language model on one. Of its preprocessor, the tokenizer
+            comes along, with its start token and its sequence length.
         dtype: Policy of the new model. Default: the global one.
         name: Of the new model.
 
@@ -134,14 +136,18 @@ def _pairs(ours: Backbone, family: HubFamily):
 def _task(model: Any, backbone: Backbone, dtype: Any, name: str | None) -> Any:
     """Our task for KerasHub's, its head's weights with it."""
     kind = type(model).__name__
+    tokenizer = None
+    if getattr(getattr(model, "preprocessor", None), "tokenizer", None) is not None:
+        tokenizer = KerasHubTokenizer.from_preprocessor(model.preprocessor)
     for ending, cls in (("CausalLM", "CausalLM"), ("Seq2SeqLM", "Seq2SeqLM")):
         if kind.endswith(ending):
-            return getattr(keras_tfm, cls)(backbone, dtype=dtype, name=name)
+            return getattr(keras_tfm, cls)(backbone, tokenizer=tokenizer, dtype=dtype, name=name)
     if not kind.endswith("TextClassifier"):
         raise ValueError(f"{kind} is not taken over; text classifiers, causal and seq2seq language models are.")
     if model.activation not in (None, keras.activations.linear):
         raise ValueError(f"{kind} ends in an activation; take one with activation=None, whose outputs are logits.")
     options: dict[str, Any] = {"num_classes": model.num_classes, "dropout": model.dropout, "dtype": dtype, "name": name}
+    options["tokenizer"] = tokenizer
     hidden = getattr(model, "pooled_dense", None)
     if hidden is None:
         ours = keras_tfm.TextClassifier(backbone, **options)

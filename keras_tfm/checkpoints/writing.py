@@ -63,6 +63,7 @@ def write_tensors(directory: Path, sizes: dict[str, int], arrays: Iterable[tuple
     source = iter(arrays)
     for file, tensors in zip(names, shards, strict=True):
         save_file(dict(next(source) for _ in tensors), directory / file, metadata={"format": "pt"})
+        os.chmod(directory / file, 0o666 & ~_umask())  # `save_file` leaves it to its owner alone
     if len(shards) > 1:
         weight_map = {tensor: file for file, tensors in zip(names, shards, strict=True) for tensor in tensors}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

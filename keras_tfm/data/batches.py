@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_tfm.data.tokenizer import Tokenizer
+from keras_tfm.data.accepted import as_tokenizer
 
 
 class TextBatches:
@@ -15,7 +15,7 @@ class TextBatches:
 
     Args:
         texts: Strings or pairs of strings.
-        tokenizer: A `Tokenizer`.
+        tokenizer: What `as_tokenizer` takes: ours, of `tokenizers`, of `transformers`, or of KerasHub.
         batch_size: Rows a batch; the last may be smaller.
         max_length: Longest row, in tokens. Default: the tokenizer's.
         shuffle: Draw a new order at each `next_epoch`. Otherwise rows keep their order if not grouped.
@@ -33,7 +33,7 @@ class TextBatches:
     def __init__(
         self,
         texts: Sequence[Any],
-        tokenizer: Tokenizer,
+        tokenizer: Any,
         batch_size: int = 32,
         *,
         max_length: int | None = None,
@@ -51,7 +51,7 @@ class TextBatches:
             parts = text if isinstance(text, (tuple, list)) else (text,)
             if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"texts[{index}] must be a string or a pair of strings; got {text!r}.")
-        self.tokenizer = tokenizer
+        tokenizer = self.tokenizer = as_tokenizer(tokenizer)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.group_by_length = group_by_length

@@ -1,8 +1,9 @@
-"""Strings to token ids, by Hugging Face's `tokenizers`."""
+"""Strings to token ids, by Hugging Face's `tokenizers`; and what every tokenizer here can do."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,85 @@ import numpy as np
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-class Tokenizer:
+class BaseTokenizer(ABC):
+    """Strings to padded NumPy batches, whichever library does the tokenizing.
+
+    Args:
+        max_length: Longest row, in tokens; longer texts are cut there and counted in `truncated`.
+        padding_side: "right" or "left".
+
+    Attributes:
+        truncated: How many texts have been cut so far.
+    """
+
+    def __init__(self, max_length: int | None = None, padding_side: str = "right"):
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right'; got {padding_side!r}.")
+        self.max_length = max_length
+        self.padding_side = padding_side
+        self.truncated = 0
+
+    @abstractmethod
+    def special_id(self, role: str) -> int | None:
+        """The id of the "pad", "cls", "sep", "mask", "unk", "bos" or "eos" token; None where there is none."""
+
+    @property
+    @abstractmethod
+    def vocabulary_size(self) -> int:
+        """How many ids there are, special and added tokens included."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None) -> list[Any]:
+        """Encodings of texts, or of pairs, with special tokens, cut to `max_length` and not padded.
+
+        Each has `ids` and `type_ids`, lists of int of one length.
+        """
+
+    @abstractmethod
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Ids back to text."""
+
+    @abstractmethod
+    def save(self, directory: str | Path) -> None:
+        """Write the files that `transformers` reads, in a directory that is made if need be."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data, for a model's config."""
+
+    def __call__(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None, pad_to: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Texts, or pairs of texts, as one padded batch.
+
+        Args:
+            texts: Strings, or (first, second) pairs of them.
+            max_length: Overrides the tokenizer's.
+            pad_to: Length to pad to. Default: the longest row's.
+
+        Returns:
+            {"token_ids" int32, "padding_mask" bool, "token_type_ids" int32}, each (batch, length).
+        """
+        return self.pad(self.encode(texts, max_length), pad_to)
+
+    def pad(self, encodings: Sequence[Any], pad_to: int | None = None) -> dict[str, np.ndarray]:
+        """Encodings as one padded batch: see `__call__`."""
+        lengths = [len(encoding.ids) for encoding in encodings]
+        width = max(pad_to or 0, max(lengths, default=0), 1)
+        shape = (len(encodings), width)
+        token_ids = np.full(shape, self.special_id("pad") or 0, np.int32)
+        padding_mask, token_type_ids = np.zeros(shape, bool), np.zeros(shape, np.int32)
+        for row, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
+            where = slice(0, length) if self.padding_side == "right" else slice(width - length, width)
+            token_ids[row, where], padding_mask[row, where], token_type_ids[row, where] = (
+                encoding.ids,
+                True,
+                encoding.type_ids,
+            )
+        return {"token_ids": token_ids, "padding_mask": padding_mask, "token_type_ids": token_type_ids}
+
+
+class Tokenizer(BaseTokenizer):
     """A `tokenizers.Tokenizer` that gives NumPy batches with masks.
 
     Args:
@@ -32,16 +111,12 @@ class Tokenizer:
         padding_side: str = "right",
         settings: dict[str, Any] | None = None,
     ):
-        if padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side must be 'left' or 'right'; got {padding_side!r}.")
+        super().__init__(max_length, padding_side)
         self._json = tokenizer.to_str()  # as it came, for `save`
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.padding_side = padding_side
         self.settings = settings or {}
-        self.truncated = 0
 
     @classmethod
     def from_directory(cls, directory: str | Path, max_length: int | None = None) -> Tokenizer:
@@ -109,37 +184,6 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Ids back to text."""
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=skip_special_tokens)
-
-    def __call__(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None, pad_to: int | None = None
-    ) -> dict[str, np.ndarray]:
-        """Texts, or pairs of texts, as one padded batch.
-
-        Args:
-            texts: Strings, or (first, second) pairs of them.
-            max_length: Overrides the tokenizer's.
-            pad_to: Length to pad to. Default: the longest row's.
-
-        Returns:
-            {"token_ids" int32, "padding_mask" bool, "token_type_ids" int32}, each (batch, length).
-        """
-        return self.pad(self.encode(texts, max_length), pad_to)
-
-    def pad(self, encodings: Sequence[Any], pad_to: int | None = None) -> dict[str, np.ndarray]:
-        """Encodings as one padded batch: see `__call__`."""
-        lengths = [len(encoding.ids) for encoding in encodings]
-        width = max(pad_to or 0, max(lengths, default=0), 1)
-        shape = (len(encodings), width)
-        token_ids = np.full(shape, self.special_id("pad") or 0, np.int32)
-        padding_mask, token_type_ids = np.zeros(shape, bool), np.zeros(shape, np.int32)
-        for row, (encoding, length) in enumerate(zip(encodings, lengths, strict=True)):
-            where = slice(0, length) if self.padding_side == "right" else slice(width - length, width)
-            token_ids[row, where], padding_mask[row, where], token_type_ids[row, where] = (
-                encoding.ids,
-                True,
-                encoding.type_ids,
-            )
-        return {"token_ids": token_ids, "padding_mask": padding_mask, "token_type_ids": token_type_ids}
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json, as it was read, and tokenizer_config.json."""

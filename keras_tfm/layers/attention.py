@@ -126,6 +126,7 @@ class Attention(Layer):
     def _build_projections(self, query_width: int, key_width: int) -> None:
         heads, kv_heads = self.num_heads, self.num_key_value_heads or self.num_heads
         self.check_width(query_width)
+        self._widths = (("x", query_width),)
         self._kv_heads = kv_heads
         self._head_dim = head_dim = self.head_dim or query_width // heads
         into_heads = "btd,dnh->btnh"

@@ -15,6 +15,44 @@ from keras_tfm.ops.attention import check_mask
 from keras_tfm.ops.backend import Tensor, static_shape
 
 PACKAGE = "keras_tfm"
+KERAS_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer", "autocast")  # that any layer takes
+
+# Other libraries' names for arguments, where spelling alone would not lead to ours.
+SAME_AS = {
+    "num_labels": ("num_classes",),
+    "n_classes": ("num_classes",),
+    "id2label": ("labels",),
+    "class_names": ("labels",),
+    "heads": ("num_heads",),
+    "n_head": ("num_heads",),
+    "num_attention_heads": ("num_heads",),
+    "num_kv_heads": ("num_key_value_heads",),
+    "key_dim": ("head_dim",),
+    "size_per_head": ("head_dim",),
+    "d_model": ("hidden_dim",),
+    "embed_dim": ("hidden_dim",),
+    "embedding_dim": ("hidden_dim",),
+    "output_dim": ("hidden_dim",),
+    "hidden_size": ("hidden_dim",),
+    "ff_dim": ("intermediate_dim",),
+    "ffn_dim": ("intermediate_dim",),
+    "mlp_dim": ("intermediate_dim",),
+    "dim_feedforward": ("intermediate_dim",),
+    "intermediate_size": ("intermediate_dim",),
+    "input_dim": ("vocabulary_size",),
+    "vocab_size": ("vocabulary_size",),
+    "sequence_length": ("max_length", "max_sequence_length"),
+    "max_position_embeddings": ("max_sequence_length", "max_length"),
+    "num_hidden_layers": ("num_layers",),
+    "rate": ("dropout",),
+    "dropout_rate": ("dropout", "rate"),
+    "hidden_dropout_prob": ("dropout",),
+    "pre_norm": ("norm_placement",),
+    "norm_first": ("norm_placement",),
+    "normalize_first": ("norm_placement",),
+    "preprocessor": ("tokenizer",),
+    "is_causal": ("causal",),
+}
 
 
 def register(cls):
@@ -30,12 +68,40 @@ class Layer(keras.layers.Layer):
     that quantization gave to sub-layers are kept in the config too, so a quantized layer reloads as one.
     """
 
+    _widths: tuple[tuple[str, int], ...] = ()  # of the call's leading arguments, as `build` saw them
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        check_arguments(cls, args, kwargs)
+        return super().__new__(cls, *args, **kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_call(args, kwargs)
         # Keras casts float arguments to the compute dtype; a cache keeps the dtype it was made with.
         cache = kwargs.get("cache")
         if cache is not None and not any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(cache)):
             kwargs["cache"] = Held(release(cache))
         return super().__call__(*args, **kwargs)
+
+    def _check_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Raise ValueError for a mask without a meaning, and for another width than the layer was built for."""
+        names = self.call_signature_parameters
+        if "mask" in kwargs and "mask" not in names:
+            masks = " or ".join(name for name in names if name.endswith("_mask"))
+            way_out = f"say which mask is meant: {masks}" if masks else "none is needed"
+            raise ValueError(f"{type(self).__name__} has no argument 'mask'; {way_out}.")
+        for index, (name, width) in enumerate(self._widths):
+            value = args[index] if len(args) > index else kwargs.get(name)
+            shape = getattr(value, "shape", None)
+            if shape is not None and len(shape) == 3 and shape[-1] not in (None, width):
+                raise ValueError(
+                    f"{self.name} was built for {name} of width {width}; got width {shape[-1]}, shape {tuple(shape)}. "
+                    "Another width needs a layer of its own."
+                )
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """As Keras's, which warns of layers that it passes over; those without weights are no loss, and pass quietly."""
+        if self.weights:
+            super().quantize(mode, type_check=type_check, config=config)
 
     def given(self, **arguments: Any) -> None:
         """Keep arguments whose attribute holds a sub-layer made from them. A layer the caller made speaks for itself."""
@@ -94,6 +160,42 @@ def argument_names(cls: type) -> list[str]:
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
     return list(names)
+
+
+def check_arguments(cls: type, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise an error that names `cls` if its constructor would refuse these arguments, before it is run.
+
+    Python's own names the base class that the constructor is inherited from, Keras's suggests nothing. A constructor that
+    is not this library's is left alone: it may take what it likes.
+
+    Raises:
+        ValueError: for unknown names; the nearest known one is suggested.
+        TypeError: for missing arguments, or too many.
+    """
+    owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+    if not owner.__module__.startswith("keras_tfm."):
+        return
+    known = [*argument_names(cls), *(KERAS_ARGUMENTS if issubclass(cls, Layer) else ())]
+    check_names(cls.__name__, kwargs, known)
+    try:
+        inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{cls.__name__}: {error}.") from None
+
+
+def check_names(owner: str, given: Iterable[str], known: list[str]) -> None:
+    """Raise ValueError if a name is not among the known ones; the nearest is suggested."""
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        hints = "".join(suggestion(name, known) for name in unknown) or f" It takes {known}."
+        raise ValueError(f"{owner} has no argument {', '.join(map(repr, unknown))}.{hints}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A question that names what a misspelt name, or another library's, stands for; nothing if no known one is near."""
+    known = list(known)
+    near = [ours for ours in SAME_AS.get(name, ()) if ours in known] or difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def serialize(value: Any) -> Any:
@@ -158,8 +260,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     choices = list(choices)
     if value in choices:
         return
-    near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = suggestion(str(value), map(str, choices))
     raise ValueError(f"{name} must be one of {choices}; got {value!r}.{hint}")
 
 
@@ -168,8 +269,7 @@ def check_options(name: str, options: dict[str, Any], cls: type) -> None:
     known = [*argument_names(cls), "name", "dtype", "trainable"]
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" It takes {known}."
+            hint = suggestion(option, known) or f" It takes {known}."
             raise ValueError(f"{name} does not take the option {option!r}.{hint}")
 
 
@@ -198,7 +298,12 @@ def check_sequence(
     """Raise ValueError unless masks and positions of self-attention over x have the shapes and dtypes they should."""
     check_hidden("x", x)
     batch, length, _ = static_shape(x)
+    check_boolean(padding_mask=padding_mask, attention_mask=attention_mask)
     check_mask("padding_mask", padding_mask, [(batch, length)])
+    if attention_mask is not None and static_shape(attention_mask) == (batch, length) and batch != length:
+        raise ValueError(
+            f"attention_mask of shape {(batch, length)} tells tokens from padding: give it as padding_mask."
+        )
     check_mask("attention_mask", attention_mask, [(batch, length, length), (batch, num_heads, length, length)])
     check_mask("segment_ids", segment_ids, [(batch, length)], boolean=False)
     if positions is not None:
@@ -206,6 +311,18 @@ def check_sequence(
         fits = len(shape) == 2 and (shape[0] in (1, None, batch) or batch is None) and shape[1] in (None, length)
         if not fits and length is not None:
             raise ValueError(f"positions must have shape {(batch, length)}, or 1 for the batch; got {shape}.")
+
+
+def check_boolean(**masks: Tensor | None) -> None:
+    """Raise ValueError for a mask of floats, which other libraries add to the scores."""
+    for name, mask in masks.items():
+        if mask is not None and "float" in str(mask.dtype):
+            of_tokens = name.endswith("padding_mask")
+            raise ValueError(
+                f"{name} must be boolean or 0/1 integers, true = {'a token' if of_tokens else 'may attend'}; "
+                f"got {keras.backend.standardize_dtype(mask.dtype)}."
+                + ("" if of_tokens else " What is added to scores comes from `position`, such as 'alibi' or a layer.")
+            )
 
 
 def check_hidden(name: str, x: Tensor) -> int:

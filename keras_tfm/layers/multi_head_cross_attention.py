@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras_tfm import ops as tfm_ops
 from keras_tfm.layers.attention import Attention
-from keras_tfm.layers.base import check_hidden, pack, register, release
+from keras_tfm.layers.base import check_boolean, check_hidden, pack, register, release
 from keras_tfm.ops import backend
 from keras_tfm.ops.kv_cache import Cache
 
@@ -36,7 +36,9 @@ class MultiHeadCrossAttention(Attention):
 
     def build(self, x_shape, context_shape=None):
         width = check_hidden("x", x_shape)
-        self._build_projections(width, width if context_shape is None else check_hidden("context", context_shape))
+        context_width = width if context_shape is None else check_hidden("context", context_shape)
+        self._build_projections(width, context_width)
+        self._widths = (("x", width), ("context", context_width))
 
     def make_cache(self, context) -> Cache:
         """Keys and values of the context: {"key", "value"}, each (batch, keys, kv_heads, head_dim)."""
@@ -68,6 +70,7 @@ class MultiHeadCrossAttention(Attention):
             raise ValueError(
                 "segment_ids and context_segment_ids go together: one names the queries' segments, the other the keys'."
             )
+        check_boolean(context_padding_mask=context_padding_mask, attention_mask=attention_mask)
         heads = tfm_ops.attention(
             self._queries(x),
             key,

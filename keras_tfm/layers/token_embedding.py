@@ -10,6 +10,8 @@ from keras import ops
 from keras_tfm.layers.base import Layer, check_positive, logical_axes, register
 from keras_tfm.ops import backend
 
+EXACT = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24}  # every integer up to this is a number of the dtype
+
 
 @register
 class TokenEmbedding(Layer):
@@ -27,7 +29,7 @@ class TokenEmbedding(Layer):
         embeddings_initializer: Of the table. `embeddings_regularizer` likewise.
 
     Call arguments:
-        x: (batch, length) int token ids in [0, vocabulary_size); reversed, (..., hidden_dim) float.
+        x: (batch, length) token ids in [0, vocabulary_size), int or float; reversed, (..., hidden_dim) float.
             Ids outside raise where they can be read without cost: NumPy arrays, and eager tensors on the CPU. Inside a
             compiled function TensorFlow raises on the CPU, torch everywhere; XLA clamps them.
         reverse: Compute logits, (..., vocabulary_size).
@@ -63,6 +65,7 @@ class TokenEmbedding(Layer):
         self.embeddings_initializer = embeddings_initializer
         self.embeddings_regularizer = embeddings_regularizer
         self.supports_masking = True
+        self.autocast = False  # ids are no activations; reversed, the table casts
         self.table = keras.layers.ReversibleEmbedding(
             vocabulary_size,
             hidden_dim,
@@ -74,6 +77,14 @@ class TokenEmbedding(Layer):
         )
 
         self.table.supports_masking = True  # reversed, it takes masked states; it passes no mask on
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        reverse = args[1] if len(args) > 1 else kwargs.get("reverse")
+        if args and not reverse:
+            args = (as_ids(args[0], self.vocabulary_size), *args[1:])
+        elif "x" in kwargs and not reverse:
+            kwargs["x"] = as_ids(kwargs["x"], self.vocabulary_size)
+        return super().__call__(*args, **kwargs)
 
     def build(self, x_shape=None):
         self.table.build()
@@ -103,14 +114,36 @@ class TokenEmbedding(Layer):
         return logits
 
     def compute_mask(self, x, previous_mask=None):
-        if not self.mask_zero or "float" in str(x.dtype):
-            return previous_mask
-        return ops.not_equal(x, 0)
+        # A call turns ids into integers first: floats are hidden states here, or ids where somebody asks for their mask.
+        hidden = is_float(x) and (len(x.shape) != 2 or x.shape[-1] == self.hidden_dim)
+        return previous_mask if hidden or not self.mask_zero else ops.not_equal(x, 0)
 
     def compute_output_spec(self, x, reverse=False):
         if reverse:
             return keras.KerasTensor((*x.shape[:-1], self.vocabulary_size), dtype=self.compute_dtype)
         return keras.KerasTensor((*x.shape, self.hidden_dim), dtype=self.compute_dtype)
+
+
+def is_float(x: Any) -> bool:
+    """Whether x has a float dtype, bfloat16 included."""
+    return "float" in str(getattr(x, "dtype", ""))
+
+
+def as_ids(x: Any, vocabulary_size: int) -> Any:
+    """Ids as integers. Keras's `Sequential` without an Input hands them over as floats, in the compute dtype.
+
+    Raises:
+        ValueError: for floats too coarse to tell all ids apart.
+    """
+    if not is_float(x):
+        return x
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    if vocabulary_size - 1 > EXACT.get(dtype, vocabulary_size):
+        raise ValueError(
+            f"Token ids came as {dtype}, which holds integers exactly up to {EXACT[dtype]}; vocabulary_size is "
+            f"{vocabulary_size}. Begin the model with keras.Input((None,), dtype='int32')."
+        )
+    return ops.cast(x, "int32")
 
 
 def check_token_ids(token_ids: Any, vocabulary_size: int, name: str = "token_ids") -> None:

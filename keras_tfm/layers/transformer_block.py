@@ -213,6 +213,7 @@ class TransformerBlock(Layer):
         width = check_hidden("x", x_shape)
         if isinstance(self.attention, MultiHeadSelfAttention):
             self.attention.check_width(width)
+        self._widths = (("x", width),)
         for part in (self.attention_residual, self.attention, self.feed_forward_residual, self.feed_forward):
             if not part.built:
                 part.build(x_shape)

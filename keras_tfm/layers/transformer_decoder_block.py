@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_tfm.layers.base import pack, register, release
+from keras_tfm.layers.base import check_boolean, pack, register, release
 from keras_tfm.layers.multi_head_cross_attention import MultiHeadCrossAttention
 from keras_tfm.layers.transformer_block import TransformerBlock
 from keras_tfm.ops import backend
@@ -19,8 +19,10 @@ class TransformerDecoderBlock(TransformerBlock):
     feed-forward.
 
     Args:
-        num_heads, intermediate_dim, and all other options: those of `TransformerBlock`.
+        num_heads, intermediate_dim: As of `TransformerBlock`.
         cross_attention: True, a dict of options of `MultiHeadCrossAttention`, or such a layer: attend to a context.
+        norm, norm_placement, dropout: As of `TransformerBlock`.
+        kwargs: All its other options, by name.
 
     Call arguments, all optional but the first:
         x: (batch, length, width), float.
@@ -74,6 +76,8 @@ class TransformerDecoderBlock(TransformerBlock):
             self.cross_attention_residual.build(x_shape)
             if not self.cross_attention.built:
                 self.cross_attention.build(x_shape, context_shape)
+            if context_shape is not None:
+                self._widths = (*self._widths, ("context", context_shape[-1]))
 
     def make_cache(self, batch: int, capacity: int, dtype: str | None = None, context=None) -> dict[str, Any]:
         """An empty cache of self-attention, and the context's keys and values where there is cross-attention."""
@@ -152,6 +156,7 @@ class TransformerDecoderBlock(TransformerBlock):
         options = {"padding_mask": padding_mask, "attention_mask": attention_mask, "segment_ids": segment_ids}
         output, cache, scores = self._attention_specs(x, cache, return_scores, positions=positions, **options)
         if self.cross_attention is not None and context is not None:
+            check_boolean(context_padding_mask=context_padding_mask)
             check_mask("context_padding_mask", context_padding_mask, [tuple(context.shape[:2])])
         if return_scores and self.cross_attention is not None:
             inner = None if cache is None else cache["cross_attention"]

@@ -10,8 +10,7 @@ from keras_tfm.layers.transformer_block import TransformerBlock
 class TransformerEncoderBlock(TransformerBlock):
     """A transformer encoder block (Vaswani et al. 2017, 3.1): attention in both directions, then feed-forward.
 
-    Args:
-        num_heads, intermediate_dim, and all other options: those of `TransformerBlock`.
+    Args: those of `TransformerBlock`.
 
     Call arguments, all optional but the first:
         x: (batch, length, width), float.

@@ -35,7 +35,7 @@ class TextClassifier(Task):
 
     Args:
         backbone: An encoder or decoder.
-        num_classes: Logits; 1 is regression (mean squared error).
+        num_classes: Logits; 1 is regression (mean squared error). Default: as many as `labels`, else 2.
         labels: Names of the classes, in order; labels given as names are then understood by `fit`.
         pooling: "first", "last", "mean", "max", or "pooler" (BERT's). Default: the pooler where there is one, else the
             first token of an encoder and the last of a decoder.
@@ -56,7 +56,7 @@ class TextClassifier(Task):
     def __init__(
         self,
         backbone: Backbone,
-        num_classes: int = 2,
+        num_classes: int | None = None,
         *,
         labels: list[str] | None = None,
         pooling: str | None = None,
@@ -65,6 +65,8 @@ class TextClassifier(Task):
         tokenizer: Any = None,
         **kwargs,
     ):
+        if num_classes is None:
+            num_classes = 2 if labels is None else len(labels)
         check_positive(num_classes=num_classes)
         if labels is not None and len(labels) != num_classes:
             raise ValueError(f"labels names {len(labels)} classes; num_classes is {num_classes}.")

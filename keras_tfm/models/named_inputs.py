@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_tfm.layers.base import sublayer_dtypes
+from keras_tfm.layers.base import check_arguments, sublayer_dtypes, suggestion
 from keras_tfm.layers.token_embedding import check_token_ids
 
 # name: (shape without batch, dtype)
@@ -23,6 +22,23 @@ INPUTS: dict[str, tuple[tuple[None, ...], str]] = {
     "decoder_padding_mask": ((None,), "bool"),
     "decoder_segment_ids": ((None,), "int32"),
     "decoder_positions": ((None,), "int32"),
+}
+
+# What other libraries call them.
+SAME_AS = {
+    "input_ids": "token_ids",
+    "inputs": "token_ids",
+    "tokens": "token_ids",
+    "encoder_token_ids": "token_ids",
+    "encoder_input_ids": "token_ids",
+    "attention_mask": "padding_mask",
+    "input_mask": "padding_mask",
+    "encoder_padding_mask": "padding_mask",
+    "encoder_attention_mask": "padding_mask",
+    "decoder_input_ids": "decoder_token_ids",
+    "decoder_attention_mask": "decoder_padding_mask",
+    "position_ids": "positions",
+    "decoder_position_ids": "decoder_positions",
 }
 
 
@@ -40,6 +56,11 @@ class NamedInputsModel(keras.Model):
     """
 
     vocabulary_size: int | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        if args or kwargs:  # Keras calls this with none, for its own ends
+            check_arguments(cls, args, kwargs)
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,
@@ -98,8 +119,8 @@ class NamedInputsModel(keras.Model):
         given = dict(inputs) if isinstance(inputs, dict) else {self._input_keys[0]: inputs}
         for key in given:
             if key not in self._input_keys:
-                near = difflib.get_close_matches(key, self._input_keys, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                same = SAME_AS.get(key)
+                hint = f" Did you mean {same!r}?" if same in self._input_keys else suggestion(key, self._input_keys)
                 raise ValueError(f"{self.name} has no input {key!r}; it takes {list(self._input_keys)}.{hint}")
         for key in self._required_keys if required is None else required:
             if given.get(key) is None:
@@ -117,6 +138,8 @@ class NamedInputsModel(keras.Model):
         if value is None:
             return None
         shape, dtype = INPUTS[key]
+        if holds_strings(value):
+            raise ValueError(f"{key} must be integers; got strings. {STRINGS}")
         if not isinstance(value, keras.KerasTensor):
             if key.endswith("token_ids") and self.vocabulary_size is not None:
                 check_token_ids(value, self.vocabulary_size, key)
@@ -128,7 +151,8 @@ class NamedInputsModel(keras.Model):
                 if key == "attention_mask"
                 else "(batch, length)"
             )
-            raise ValueError(f"{key} must be {expected}; got shape {tuple(value.shape)}.")
+            hint = " A mask of real tokens is padding_mask." if key == "attention_mask" and rank == 2 else ""
+            raise ValueError(f"{key} must be {expected}; got shape {tuple(value.shape)}.{hint}")
         return value
 
     def get_config(self) -> dict[str, Any]:
@@ -140,6 +164,18 @@ class NamedInputsModel(keras.Model):
         if isinstance(config.get("dtype"), dict):
             config = {**config, "dtype": keras.dtype_policies.deserialize(config["dtype"])}
         return cls(**config)
+
+
+STRINGS = (
+    "A task model with a tokenizer reads strings from a list or a NumPy array, fit(texts, labels), or as the dataset that "
+    "model.dataset(texts, labels) makes of them; any other dataset holds token ids."
+)
+
+
+def holds_strings(value: Any) -> bool:
+    """Whether a tensor, an array or a spec of one has a dtype of strings."""
+    dtype = getattr(value, "dtype", None)
+    return getattr(dtype, "kind", "") in ("U", "S") or "string" in str(getattr(dtype, "name", dtype)).lower()
 
 
 def _agree(shape: Any, first: Any) -> bool:

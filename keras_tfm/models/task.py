@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_tfm.data import TextBatches, Tokenizer
+from keras_tfm.config import TransformerConfig
+from keras_tfm.data import TextBatches, accepted
+from keras_tfm.data.tokenizer import BaseTokenizer
+from keras_tfm.layers.base import argument_names, check_names
 from keras_tfm.models.backbone import Backbone
-from keras_tfm.models.named_inputs import NamedInputsModel
+from keras_tfm.models.named_inputs import STRINGS, NamedInputsModel, holds_strings
 from keras_tfm.models.pretrained import Pretrained
 from keras_tfm.models.text_dataset import TextDataset
 from keras_tfm.ops import backend, fused_adam
@@ -30,12 +35,25 @@ def is_text(x: Any) -> bool:
     )
 
 
+def check_data(x: Any) -> None:
+    """Raise ValueError for no rows, and for a `tf.data.Dataset` of strings, of which Keras says something else."""
+    if isinstance(x, (list, tuple, np.ndarray)) and len(x) == 0:
+        raise ValueError("x is empty: at least one row is needed.")
+    spec = getattr(x, "element_spec", None)
+    if spec is not None and any(map(holds_strings, keras.tree.flatten(spec))):
+        raise ValueError(f"This dataset holds strings, which are not tokenized inside TensorFlow. {STRINGS}")
+
+
+STEPS = ("train_step", "test_step", "compute_loss")  # where a subclass may do without labels
+
+
 class Task(Pretrained, NamedInputsModel):
     """A backbone with a head. Subclasses make the head in `_head_parts` and apply it in `_apply_head`.
 
     Args:
         backbone: A `Backbone`.
-        tokenizer: A `keras_tfm.data.Tokenizer`; with one, `fit`, `evaluate` and `predict` take raw strings.
+        tokenizer: What `keras_tfm.data.as_tokenizer` takes: ours, of `tokenizers`, of `transformers`, or of KerasHub. With
+            one, `fit`, `evaluate` and `predict` take raw strings. It can be assigned later too.
         name, trainable, dtype: As of any Keras model. dtype is the head's; the backbone has its own.
     """
 
@@ -45,7 +63,7 @@ class Task(Pretrained, NamedInputsModel):
         self,
         backbone: Backbone,
         *,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Any = None,
         name: str | None = None,
         trainable: bool = True,
         dtype: Any = None,
@@ -57,11 +75,6 @@ class Task(Pretrained, NamedInputsModel):
                 f"{type(self).__name__} goes on a backbone of kind {' or '.join(map(repr, self.kinds))}; "
                 f"this one is {backbone.config.kind!r}."
             )
-        if tokenizer is not None and tokenizer.vocabulary_size > backbone.config.vocabulary_size:
-            raise ValueError(
-                f"The tokenizer has {tokenizer.vocabulary_size} tokens, "
-                f"the backbone's vocabulary_size is {backbone.config.vocabulary_size}."
-            )
         dtype = backbone.dtype_policy if dtype is None else dtype
         self.vocabulary_size = backbone.config.vocabulary_size
         self.tokenizer = tokenizer
@@ -69,6 +82,29 @@ class Task(Pretrained, NamedInputsModel):
         super().__init__(
             list(backbone._input_keys), len(backbone._required_keys), parts, name=name, trainable=trainable, dtype=dtype
         )
+
+    def __setattr__(self, name, value):
+        # KerasHub's tokenizers are Keras layers: they are wrapped before Keras takes one for a part of this model.
+        if name == "tokenizer" and value is not None:
+            value = accepted.as_tokenizer(value)
+            if self.vocabulary_size is not None and value.vocabulary_size > self.vocabulary_size:
+                raise ValueError(
+                    f"The tokenizer has {value.vocabulary_size} tokens, the backbone's vocabulary_size is "
+                    f"{self.vocabulary_size}: give it a tokenizer of at most that many, or build a larger backbone."
+                )
+        super().__setattr__(name, value)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any):
+        """As `Backbone.from_pretrained`; `labels` alone say num_classes too, and an unknown option raises ValueError."""
+        own = [name for name in argument_names(cls) if name != "backbone"]
+        fields = [field.name for field in dataclasses.fields(TransformerConfig)]
+        check_names(
+            f"{cls.__name__}.from_pretrained", options, [*own, *fields, "revision", "dtype", "tokenizer", "name"]
+        )
+        if options.get("labels") is not None and "num_classes" in own:
+            options.setdefault("num_classes", len(options["labels"]))
+        return super().from_pretrained(source, **options)
 
     def _head_parts(self, backbone: Backbone, dtype: Any) -> dict[str, Any]:
         """The layers of the head, by attribute name."""
@@ -134,6 +170,7 @@ class Task(Pretrained, NamedInputsModel):
         **options,
     ):
         """As `keras.Model.fit`; also on raw strings, which are tokenized and batched by length. Compiles if need be."""
+        check_data(x)
         if not self.compiled:
             self.compile()
         rows = batch_size or 32
@@ -148,9 +185,11 @@ class Task(Pretrained, NamedInputsModel):
             x = self.dataset(x, y, batch_size=rows, shuffle=shuffle, sample_weight=sample_weight)
             y = sample_weight = None
         if isinstance(x, TextDataset):
+            self._check_labelled("fit", x)
             x, batch_size, shuffle = x.for_fit(), None, False  # it shuffles itself
         else:
             y = self._array_labels(x, y)
+            self._check_labelled("fit", x, y)
         if isinstance(validation_data, (tuple, list)):
             held_out, labels, *weights = validation_data
             if is_text(held_out):
@@ -173,15 +212,18 @@ class Task(Pretrained, NamedInputsModel):
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **options):
         """As `keras.Model.evaluate`; also on raw strings."""
+        check_data(x)
         if not self.compiled:
             self.compile()
         if is_text(x):
             x = self.dataset(x, y, batch_size=batch_size or 32, sample_weight=sample_weight)
             y = sample_weight = None
         if isinstance(x, TextDataset):
+            self._check_labelled("evaluate", x)
             x, batch_size = x.for_fit(), None
         else:
             y = self._array_labels(x, y)
+            self._check_labelled("evaluate", x, y)
         return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
 
     def predict(self, x, batch_size=None, **options):
@@ -189,9 +231,12 @@ class Task(Pretrained, NamedInputsModel):
 
         Outputs with a length axis are padded to the longest batch's (with zeros), for batches of strings differ in length.
         """
-        if not is_text(x):
+        check_data(x)
+        if is_text(x):
+            x = self.dataset([x] if isinstance(x, str) else list(x), batch_size=batch_size or 32)
+        if not isinstance(x, TextDataset):
             return super().predict(x, batch_size=batch_size, **options)
-        data = self.dataset([x] if isinstance(x, str) else list(x), batch_size=batch_size or 32)
+        data = x
         parts = [super(Task, self).predict_on_batch(data[index][0]) for index in range(len(data))]
         back = np.argsort(data.batches.order)
         return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
@@ -238,13 +283,30 @@ class Task(Pretrained, NamedInputsModel):
         limits = (max_length, self._require_tokenizer().max_length, self.backbone.config.max_sequence_length)
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def _require_tokenizer(self) -> Tokenizer:
+    def _require_tokenizer(self) -> BaseTokenizer:
         if self.tokenizer is None:
             raise ValueError(
                 f"{self.name} has no tokenizer, so it takes token ids, not strings. Give it one: "
                 f"{type(self).__name__}(..., tokenizer=...)."
             )
         return self.tokenizer
+
+    def _check_labelled(self, method: str, x: Any, y: Any = None) -> None:
+        """Raise ValueError where there is a loss to compute and nothing to compute it from."""
+        own_step = any(getattr(type(self), step) is not getattr(Task, step) for step in STEPS)
+        if y is not None or self.loss is None or own_step:
+            return
+        spec = getattr(x, "element_spec", None)
+        if isinstance(x, TextDataset):
+            missing = x.labels is None and x.label_batch is None
+        elif spec is not None:
+            missing = not (isinstance(spec, tuple) and len(spec) > 1)
+        else:
+            missing = isinstance(x, (dict, list, tuple)) or keras.ops.is_tensor(x) or isinstance(x, np.ndarray)
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__}.{method} needs labels: {method}(x, y), or a dataset of pairs (x, y)."
+            )
 
     def _check_labels(self, labels: Any) -> Any:
         """Labels of raw strings, checked."""
@@ -270,7 +332,7 @@ class Task(Pretrained, NamedInputsModel):
     def from_config(cls, config, custom_objects=None):
         config = {**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])}
         if config.get("tokenizer") is not None:
-            config["tokenizer"] = Tokenizer.from_json(config["tokenizer"])
+            config["tokenizer"] = accepted.from_json(config["tokenizer"])
         return super().from_config(config)
 
 

@@ -69,6 +69,17 @@ def test_shards_hold_what_one_file_holds(model, sharded, tmp_path):
     assert {e.path.name for e in one.values()} == {tensors.SINGLE}
 
 
+def test_files_have_the_usual_mode(model, tmp_path):
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes["model.safetensors"] == 0o640
+    assert set(modes.values()) == {0o640}
+
+
 def test_saving_over_shards_leaves_none_of_them(model, copy):
     (copy / "notes.txt").write_text("mine")
     (copy / "runs").mkdir()

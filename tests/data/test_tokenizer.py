@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.word_piece import SENTENCES, train_word_piece
-from keras_tfm.data import Tokenizer
+from keras_tfm.data import Tokenizer, as_tokenizer
+from keras_tfm.data.accepted import from_directory, from_json
 
 PAD, UNK, CLS, SEP = 0, 1, 2, 3
 TOKENIZER = train_word_piece()
@@ -169,6 +170,77 @@ def test_any_strings_make_a_batch(texts, max_length, left):
     for row, text in enumerate(texts):  # a row is what the text gives alone
         alone = tokenizer([text])
         np.testing.assert_array_equal(ids[row][mask[row]], alone["token_ids"][0])
+
+
+def base_tokenizer():
+    from tokenizers import Tokenizer as Base
+
+    return Base.from_str(TOKENIZER.to_json()["tokenizer"])
+
+
+def test_a_tokenizer_of_tokenizers_is_taken_and_left_as_it_was():
+    base = base_tokenizer()
+    base.enable_truncation(4)
+    base.enable_padding(length=50)
+    before = base.to_str()
+    same_batch(as_tokenizer(base)(SENTENCES), TOKENIZER(SENTENCES))
+    assert base.to_str() == before
+
+
+def test_a_fast_tokenizer_of_transformers_is_taken_with_what_it_says():
+    transformers = pytest.importorskip("transformers")
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "bos_token": "[UNK]"}
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=base_tokenizer(), model_max_length=7, **special)
+    theirs.padding_side = "left"
+    theirs.chat_template = "{{ messages }}"
+    ours = as_tokenizer(theirs)
+    assert (ours.max_length, ours.padding_side) == (7, "left")
+    assert ours.special_id("bos") == UNK  # which no usual name would find
+    assert ours.settings["chat_template"] == theirs.chat_template
+    same_batch(ours(SENTENCES), train_word_piece(max_length=7, padding_side="left")(SENTENCES))
+    same_batch(from_json(ours.to_json())(SENTENCES), ours(SENTENCES))
+    expected = theirs(SENTENCES, padding=True, truncation=True)["input_ids"]
+    np.testing.assert_array_equal(ours(SENTENCES)["token_ids"], expected)
+    theirs.model_max_length = int(1e30)  # its way of saying nothing
+    assert as_tokenizer(theirs).max_length is None
+
+
+def test_ours_is_taken_as_it_is():
+    assert as_tokenizer(TOKENIZER) is TOKENIZER
+
+
+@pytest.mark.parametrize("given", ["bert-base", 3, None, Tokenizer, str.split])
+def test_what_is_no_tokenizer_is_refused(given):
+    with pytest.raises(
+        TypeError, match=r"tokenizer must be .*tokenizers\.Tokenizer.*transformers.*KerasHub.*got"
+    ) as error:
+        as_tokenizer(given)
+    assert repr(given) in str(error.value)
+    assert ("from_directory" in str(error.value)) == isinstance(given, str)
+
+
+def test_a_directory_without_tokenizer_gives_none(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert from_directory(tmp_path) is None
+    TOKENIZER.save(tmp_path)
+    assert isinstance(from_directory(tmp_path, 5), Tokenizer)
+    assert from_directory(tmp_path, 5).max_length == 5
+
+
+def test_a_published_tokenizer_may_be_larger_than_its_model(tmp_path, caplog):
+    import keras_tfm as tfm
+
+    size = TOKENIZER.vocabulary_size
+    backbone = tfm.models.bert(
+        num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=8, vocabulary_size=size - 1, max_sequence_length=32
+    )
+    tfm.TextClassifier(backbone, num_classes=2).save_pretrained(tmp_path)
+    TOKENIZER.save(tmp_path)
+    model = tfm.TextClassifier.from_pretrained(tmp_path)
+    assert f"{size} tokens for a model of {size - 1}" in caplog.text
+    assert model.tokenizer.vocabulary_size == size
+    with pytest.raises(ValueError, match=f"{size} tokens"):
+        model.tokenizer = TOKENIZER
 
 
 def test_no_texts_make_an_empty_batch():

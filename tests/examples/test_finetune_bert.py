@@ -18,6 +18,7 @@ import keras_tfm as tfm
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.append(str(EXAMPLES))
 
+import _quiet  # noqa: E402
 import _text_data  # noqa: E402
 import finetune_bert  # noqa: E402
 from _stdlib_docstrings import PARTS, docstrings  # noqa: E402
@@ -162,7 +163,9 @@ GOOD = "text,label\n" + "".join(f"words {i},{'xy'[i % 2]}\n" for i in range(12))
         ("text,label\na,x\nb,\nc,y\nd,y\n", [], "empty label"),
         ("text,label\n" + "".join(f"a{i},{i}\n" for i in range(9)), [], "a label of its own"),
         ("text,label\n" + "".join(f"a{i},{i // 2}\n" for i in range(18)), [], "9 different labels in 9 rows"),
-        (GOOD, ["--model", "nowhere"], "nowhere"),
+        (GOOD, ["--model", "nowhere"], "--model nowhere: there is no such directory"),
+        (GOOD, ["--data", "nonsense"], "sentiment, stdlib, sst2, or a .csv"),
+        (GOOD, ["--output", "data.csv/run"], "data.csv is a file"),
         (GOOD, ["--limit", "1"], "--limit 1 leaves no rows"),
         (GOOD, ["--score", "sst2"], "'negative' and 'positive'"),
         (GOOD, ["--max-length", "65"], "65 is past the model's 64 positions"),
@@ -182,6 +185,7 @@ def test_bad_input_is_one_line_on_stderr(content, options, message, model_direct
         finetune_bert.main()
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+    assert not Path(finetune_bert.OUTPUT).exists()  # nor an empty folder
 
 
 def test_unknown_labels_in_the_validation_file(model_directory, tmp_path, monkeypatch, capsys):
@@ -208,6 +212,20 @@ def test_without_the_quickstart_extra_its_name_is_given(monkeypatch):
     monkeypatch.setattr(finetune_bert.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install.*quickstart.*--model"):
         finetune_bert.minilm()
+
+
+def test_start_up_notes_are_shown_only_of_a_failure(capfd):
+    with _quiet.quiet():
+        os.write(2, b"a note")
+    assert capfd.readouterr().err == ""
+
+    def fail():
+        os.write(2, b"a reason")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), _quiet.quiet():
+        fail()
+    assert capfd.readouterr().err == "a reason"
 
 
 # Parts of a run ---------------------------------------------------------------------------------------------------------
@@ -239,6 +257,7 @@ def test_a_whole_run(model_directory, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
+    assert "oneDNN" not in run.stderr
 
     assert {path.name for path in output.iterdir()} == {"model.keras", "curves.png", "confusion.png", "metrics.json"}
     for name in ("curves.png", "confusion.png"):
@@ -250,6 +269,8 @@ def test_a_whole_run(model_directory, tmp_path):
     accuracy = metrics["accuracy"]["fine-tuned BERT"]["held out"]
     assert accuracy == pytest.approx(metrics["history"]["val_accuracy"][-1], abs=1e-6)
     assert re.search(rf"^fine-tuned BERT +{accuracy:.1%}$", run.stdout, re.MULTILINE)
+
+    assert f"right about {accuracy:.0%} of what was held out" in run.stdout
 
     # The fresh process's answers, and those of the Hugging Face directory, which holds the same model.
     answers = re.findall(r"^(negative|positive) +(\d+\.\d)%  (.+)$", run.stdout, re.MULTILINE)

@@ -21,6 +21,13 @@ def test_inference_is_the_identity(layer):
     np.testing.assert_array_equal(numpy(layer(0.0)(x, training=True)), x)
 
 
+@pytest.mark.filterwarnings("error")
+def test_quantization_passes_them_over_without_a_word():
+    for layer in (Dropout(0.5), DropPath(0.5)):
+        layer.quantize("int8")
+        assert layer.quantization_mode is None
+
+
 def test_dropout_works_on_elements():
     kept = numpy(Dropout(0.3, seed=1)(ONES, training=True))
     assert abs((kept == 0).mean() - 0.3) < 5 * math.sqrt(0.21 / kept.size)

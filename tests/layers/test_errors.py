@@ -216,6 +216,40 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+UNKNOWN = {
+    "misspelt": (lambda: TransformerEncoderBlock(num_head=2, intermediate_dim=16), "'num_head'.*'num_heads'"),
+    "misspelt and missing": (
+        lambda: TransformerEncoderBlock(2, intermidiate_dim=16),
+        "Did you mean 'intermediate_dim'",
+    ),
+    "another library's": (lambda: TransformerDecoderBlock(2, 16, dropout_rate=0.1), "Did you mean 'dropout'"),
+    "another library's sizes": (lambda: TokenEmbedding(vocab_size=5, embed_dim=8), "'vocabulary_size'.*'hidden_dim'"),
+    "like no other": (lambda: Dropout(0.1, wibble=1), "'wibble'.*'rate', 'seed', .*'dtype'"),
+    "two": (lambda: FeedForward(16, activaton="relu", gate=True), "'activaton', 'gate'.*'activation'.*'gated'"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_unknown_arguments_are_named_with_the_nearest(case):
+    make, message = UNKNOWN[case]
+    with pytest.raises(ValueError, match=f"(?s)has no argument .*{message}"):
+        make()
+
+
+def test_missing_arguments_name_the_class():
+    with pytest.raises(TypeError, match="TransformerEncoderBlock: missing a required argument: 'intermediate_dim'"):
+        TransformerEncoderBlock(2)
+
+
+def test_constructors_of_others_take_what_they_like():
+    class Mine(TransformerEncoderBlock):
+        def __init__(self, heads, **kwargs):
+            self.note = kwargs.pop("note")
+            super().__init__(heads, 16, **kwargs)
+
+    assert Mine(2, note="x").note == "x"
+
+
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 def test_bad_arguments(case):
     make, message = BAD_ARGUMENTS[case]
@@ -263,7 +297,7 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "padding_mask dtype": (
         lambda: encoder()(X, padding_mask=np.ones((2, 6), "float32")),
-        "padding_mask must be boolean.*float32",
+        r"padding_mask must be boolean or 0/1 integers, true = a token; got float32\.(?!.*bias)",
     ),
     "attention_mask rank": (
         lambda: encoder()(X, attention_mask=np.ones((6, 6), bool)),
@@ -275,11 +309,47 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "attention_mask dtype": (
         lambda: encoder()(X, attention_mask=np.zeros((2, 6, 6), "float32")),
-        "attention_mask must be boolean.*float32.*bias",
+        "attention_mask must be boolean.*may attend.*float32.*position(?!.*bias)",
     ),
     "attention_mask of scores": (
         lambda: encoder()(X, attention_mask=np.zeros((2, 6, 6)) - 1e9),
-        "attention_mask must be boolean.*bias",
+        "attention_mask must be boolean.*position",
+    ),
+    "attention_mask of tokens": (
+        lambda: encoder()(X, attention_mask=np.ones((2, 6), bool)),
+        r"attention_mask of shape \(2, 6\) tells tokens from padding.*padding_mask",
+    ),
+    "context mask dtype": (
+        lambda: decoder(cross_attention=True)(X, CONTEXT, context_padding_mask=np.ones((2, 5), "float32")),
+        "context_padding_mask must be boolean.*a token.*float32",
+    ),
+    "context mask dtype, symbolic": (
+        lambda: decoder(cross_attention=True)(
+            keras.Input((6, 8)), keras.Input((5, 8)), context_padding_mask=keras.Input((5,))
+        ),
+        "context_padding_mask must be boolean.*a token.*float32",
+    ),
+    "a mask of no kind": (
+        lambda: encoder()(X, mask=np.ones((2, 6), bool)),
+        "TransformerEncoderBlock has no argument 'mask'.*padding_mask or attention_mask",
+    ),
+    "a mask where none is needed": (
+        lambda: FeedForward(8)(X, mask=np.ones((2, 6), bool)),
+        "FeedForward.*none is needed",
+    ),
+    "another width": (lambda: called_twice(encoder(), X, X[..., :6]), r"width 8; got width 6, shape \(2, 6, 6\)"),
+    "another width, symbolic": (
+        lambda: called_twice(encoder(), X, keras.Input((6, 12))),
+        r"built for x of width 8; got width 12, shape \(None, 6, 12\)",
+    ),
+    "another width of attention": (lambda: called_twice(attention(), X, X[..., :6]), "width 8; got width 6"),
+    "another width of context": (
+        lambda: called_twice(MultiHeadCrossAttention(2), X, X, context=CONTEXT[..., :6]),
+        "built for context of width 8; got width 6",
+    ),
+    "another width of a block's context": (
+        lambda: called_twice(decoder(cross_attention=True), X, X, context=CONTEXT[..., :6]),
+        "built for context of width 8; got width 6",
     ),
     "segment_ids": (
         lambda: encoder()(X, segment_ids=SEGMENTS[:, :5]),
@@ -355,6 +425,11 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         r"padding_mask must have shape \(2, 6\).*\(2, 5\)",
     ),
 }
+
+
+def called_twice(layer: Any, first: Any, second: Any, context: Any = None) -> Any:
+    layer(first, **({} if context is None else {"context": CONTEXT}))
+    return layer(second, **({} if context is None else {"context": context}))
 
 
 def built_cross() -> TransformerDecoderBlock:

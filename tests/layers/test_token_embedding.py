@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
-from helpers import assert_close, fill_weights, ids, normal, numpy
+from helpers import FLOATS, assert_close, fill_weights, ids, normal, numpy, policy
 from keras import ops
 
-from keras_tfm.layers import TokenEmbedding, TokenTypeEmbedding
+from keras_tfm.layers import Pooling, TokenEmbedding, TokenTypeEmbedding, TransformerEncoderBlock
 
 TOKENS = ids(2, 6)
 
@@ -44,6 +45,39 @@ def test_mask_zero_attaches_the_mask():
     embedded = TokenEmbedding(11, 8, mask_zero=True)(tokens)
     np.testing.assert_array_equal(numpy(embedded._keras_mask), tokens != 0)
     assert getattr(TokenEmbedding(11, 8)(tokens), "_keras_mask", None) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_padding_does_not_matter_in_a_sequential_model(dtype):
+    """Which hands ids over as floats, of the first layer's compute dtype, unless it begins with an Input."""
+    with policy(dtype):
+        embedding = TokenEmbedding(100, 32, mask_zero=True)
+        model = keras.Sequential([embedding, TransformerEncoderBlock(4, 64), Pooling("mean")])
+        padded, alone = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]]), np.array([[1, 2, 3]])
+        assert_close(
+            numpy(model(padded))[0], numpy(model(alone))[0], FLOATS["bfloat16" if "bf" in dtype else "float32"]
+        )
+        floats = keras.Input((None,), dtype="float32")
+        functional = keras.Model(floats, model.layers[-1](model.layers[-2](embedding(floats))))
+        assert_close(functional(padded.astype("float32")), model(padded), FLOATS["bfloat16"])
+
+
+def test_float_ids_have_the_mask_of_integers():
+    layer, tokens = TokenEmbedding(5000, 8, mask_zero=True, dtype="mixed_float16"), np.array([[4999, 2049, 0]])
+    floats = tokens.astype("float32")
+    assert_close(layer(floats), layer(tokens), 0)  # float16 has no 2049
+    for mask in (layer(floats)._keras_mask, layer.compute_mask(floats), layer.compute_mask(tokens)):
+        np.testing.assert_array_equal(numpy(mask), tokens != 0)
+    hidden = normal(3, 8)  # (batch, hidden_dim), as a decode step has
+    assert getattr(layer(hidden, reverse=True), "_keras_mask", None) is None
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 2048), ("bfloat16", 256)])
+def test_ids_in_a_float_too_coarse_for_them_raise(dtype, largest):
+    ids_ = keras.Input((None,), dtype=dtype)
+    TokenEmbedding(largest + 1, 8)(ids_)
+    with pytest.raises(ValueError, match=rf"{dtype}.*up to {largest};.*{largest + 2}.*dtype='int32'"):
+        TokenEmbedding(largest + 2, 8)(ids_)
 
 
 @pytest.mark.filterwarnings("error")

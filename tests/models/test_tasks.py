@@ -122,6 +122,58 @@ def test_errors_name_the_way_out():
         tfm.TextClassifier(tfm.models.bert(**{**TINY, "vocabulary_size": 4}), tokenizer=make_tokenizer())
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m.fit(IDS), "TextClassifier.fit needs labels"),
+        (lambda m: m.fit(TEXTS), "TextClassifier.fit needs labels"),
+        (lambda m: m.evaluate({"token_ids": IDS}), "TextClassifier.evaluate needs labels"),
+        (lambda m: m.predict([]), "x is empty"),
+        (lambda m: m.fit([], []), "x is empty"),
+        (lambda m: m({"input_ids": IDS}), "'input_ids'.*Did you mean 'token_ids'"),
+        (lambda m: m({"encoder_token_ids": IDS}), "Did you mean 'token_ids'"),
+        (lambda m: m({"token_ids": IDS, "position_ids": IDS}), "Did you mean 'positions'"),
+        (lambda m: m({"token_ids": IDS, "attention_mask": IDS > 0}), r"got shape \(6, 9\). A mask .* is padding_mask"),
+        (lambda m: m({"token_ids": np.array([["a", "b"]])}), r"got strings.*model\.dataset\(texts, labels\)"),
+        (lambda m: tfm.TextClassifier(m.backbone, num_labels=3), "TextClassifier has no argument.*'num_classes'"),
+        (
+            lambda m: tfm.TextClassifier.from_pretrained("d", num_labels=3),
+            "from_pretrained has no argument.*'num_classes'",
+        ),
+        (lambda m: tfm.TextClassifier.from_pretrained("d", norm_placment="pre"), "'norm_placement'"),
+    ],
+)
+def test_what_is_missing_or_misnamed_is_said(call, words):
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        call(classifier())
+
+
+def test_labels_are_missed_only_where_a_loss_needs_them():
+    class Own(tfm.TextClassifier):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return keras.ops.mean(y_pred**2)
+
+    model = Own(tfm.models.bert(**TINY), 2)
+    model.compile("sgd", metrics=[])
+    assert np.isfinite(model.fit(IDS, verbose=0).history["loss"]).all()
+    with pytest.raises(ValueError, match="needs labels"):
+        classifier().fit(classifier().dataset(TEXTS))
+
+
+def test_labels_say_how_many_classes(tmp_path):
+    assert classifier(num_classes=None).num_classes == 2
+    assert classifier(num_classes=None, labels=["a", "b", "c"]).num_classes == 3
+    tfm.models.bert(**TINY).save_pretrained(tmp_path)
+    model = tfm.TextClassifier.from_pretrained(tmp_path, labels=["a", "b", "c"])
+    assert model.num_classes == 3
+    assert model.labels == ["a", "b", "c"]
+
+
+def test_a_dataset_of_texts_predicts_in_their_order():
+    model = classifier()
+    assert_close(model.predict(model.dataset(TEXTS, batch_size=2), verbose=0), model.predict(TEXTS, verbose=0))
+
+
 def test_sample_weights_weigh():
     model = classifier()
     model.compile(keras.optimizers.SGD(0.0))
@@ -213,3 +265,13 @@ def test_tf_data():
     model = classifier()
     data = tf.data.Dataset.from_tensor_slices(({"token_ids": IDS}, np.array(LABELS))).batch(3)
     assert "loss" in model.fit(data, verbose=0).history
+    with pytest.raises(ValueError, match="needs labels"):
+        model.fit(data.map(lambda x, y: x), verbose=0)
+
+
+def test_tf_data_of_strings_is_refused():
+    tf = pytest.importorskip("tensorflow")
+    data = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)).batch(3)
+    for call in (classifier().fit, classifier().evaluate, classifier().predict):
+        with pytest.raises(ValueError, match=r"strings.*fit\(texts, labels\).*model\.dataset\(texts, labels\)"):
+            call(data)
