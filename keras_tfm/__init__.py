@@ -1,6 +1,6 @@
 """Every transformer, from the same few Keras layers."""
 
-from keras_tfm import checkpoints, data, layers, models, ops
+from keras_tfm import checkpoints, data, generation, layers, models, ops
 from keras_tfm.checkpoints import from_keras_hub, from_pretrained
 from keras_tfm.config import TransformerConfig
 from keras_tfm.models import (
@@ -29,6 +29,7 @@ __all__ = [
     "data",
     "from_keras_hub",
     "from_pretrained",
+    "generation",
     "layers",
     "models",
     "ops",

@@ -2,6 +2,8 @@
 
 keras-tfm inspect SRC          what it is, how large, what of it would load; no weight is read
 keras-tfm convert SRC DST      a Hugging Face directory or hub id, or a .keras file, into either format
+keras-tfm generate SRC PROMPT  write on from a prompt, with --stream as it comes
+keras-tfm chat SRC             talk with a chat model
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from keras_tfm import console
 
 # What else a directory may hold that a conversion passes on.
 BESIDE = (
@@ -54,9 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     convert_.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a directory's files (5GB)")
     for command in (inspect_, convert_):
         command.add_argument("--revision", help="branch, tag or commit of a hub id")
+    console.add_commands(commands)
     args = parser.parse_args(arguments)
+    runs = {"inspect": _inspect, "convert": _convert, "generate": console.run_generate, "chat": console.run_chat}
     try:
-        {"inspect": _inspect, "convert": _convert}[args.command](args)
+        runs[args.command](args)
     except (ValueError, OSError, ImportError) as error:
         print(f"keras-tfm: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from keras_tfm import ops as tfm_ops
 from keras_tfm.layers.attention import Attention
 from keras_tfm.layers.base import check_boolean, check_hidden, pack, register, release
-from keras_tfm.ops import backend
-from keras_tfm.ops.kv_cache import Cache
+from keras_tfm.ops import backend, kv_cache
 
 
 @register
@@ -40,10 +39,10 @@ class MultiHeadCrossAttention(Attention):
         self._build_projections(width, context_width)
         self._widths = (("x", width), ("context", context_width))
 
-    def make_cache(self, context) -> Cache:
-        """Keys and values of the context: {"key", "value"}, each (batch, keys, kv_heads, head_dim)."""
+    def make_cache(self, context) -> kv_cache.Cache:
+        """Keys and values of the context: {"key", "value"}, each (batch, kv_heads, keys, head_dim)."""
         key, value = self._keys_and_values(context)
-        return {"key": key, "value": value}
+        return {"key": kv_cache.to_slots(key), "value": kv_cache.to_slots(value)}
 
     def call(
         self,
@@ -61,7 +60,7 @@ class MultiHeadCrossAttention(Attention):
         if context_padding_mask is None and context is not None:
             context_padding_mask = backend.implicit_mask(context)
         if cache is not None:
-            key, value = cache["key"], cache["value"]
+            key, value = kv_cache.from_slots(cache["key"]), kv_cache.from_slots(cache["value"])
         elif context is not None:
             key, value = self._keys_and_values(context)
         else:
@@ -100,6 +99,6 @@ class MultiHeadCrossAttention(Attention):
         check_hidden("x", x)
         if context is None and cache is None:
             raise ValueError("Cross-attention needs context, or a cache made from one by make_cache(context).")
-        keys = cache["key"].shape[1] if cache is not None else context.shape[1]
+        keys = cache["key"].shape[2] if cache is not None else context.shape[1]
         output, scores = self._output_specs(x, keys, return_scores)
         return pack(output, scores)

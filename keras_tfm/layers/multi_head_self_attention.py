@@ -226,9 +226,10 @@ class MultiHeadSelfAttention(Attention):
         if cache is not None:
             self._check_cache(attention_mask, segment_ids)
             slots = cache["positions"].shape[1]
-            keys = (
-                slots if self.window is None or x.shape[1] == 1 else None if x.shape[1] is None else slots + x.shape[1]
-            )
+            if self.window is not None and (x.shape[1] != 1 or padding_mask is not None):
+                keys = None if x.shape[1] is None else slots + x.shape[1]
+            else:
+                keys = slots
             cache = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache)
         output, scores = self._output_specs(x, keys, return_scores)
         return pack(output, cache, scores)

@@ -10,6 +10,7 @@ import numpy as np
 from keras_tfm.layers import MaskedLMHead
 from keras_tfm.layers.base import check_options, register
 from keras_tfm.models.backbone import Backbone
+from keras_tfm.models.generative import Generative
 from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
 from keras_tfm.models.task import Task
 
@@ -65,7 +66,7 @@ class MaskedLM(LanguageModel):
 
 
 @register
-class CausalLM(LanguageModel):
+class CausalLM(Generative, LanguageModel):
     """The next token for every token (Radford et al. 2018).
 
     Args:
@@ -115,7 +116,7 @@ def shifted_labels(
 
 
 @register
-class Seq2SeqLM(LanguageModel):
+class Seq2SeqLM(Generative, LanguageModel):
     """The next target token, given a source text (Vaswani et al. 2017).
 
     Args:

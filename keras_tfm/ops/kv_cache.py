@@ -1,26 +1,29 @@
 """The key/value cache: a dict of fixed-shape arrays that a layer takes and returns updated.
 
-    key, value   (batch, capacity, kv_heads, head_dim)
+    key, value   (batch, kv_heads, capacity, head_dim), each head's slots side by side, as products want them
     positions    (batch, capacity) int32, where each slot's token stands in its row; -1 marks an empty slot
     length       (batch,) int32, how many tokens each row has seen
 
 Only a row's real tokens are kept, in order: padding on either side leaves no trace, so a ragged batch is cached as its
-rows would be alone. With a window the cache is a ring of `window` slots.
+rows would be alone. Rows end together: the last token of each lies in slot max(length) - 1, so that a step writes one
+slice for all of them. With a window the cache is a ring of `window` slots.
 """
 
 from __future__ import annotations
 
-import keras
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from keras import ops
 
-from keras_tfm.ops.backend import Tensor, concrete
+from keras_tfm.ops.backend import NAME, Tensor, concrete
 
 Cache = dict[str, Tensor]
 
 
 def create(batch: int, capacity: int, num_key_value_heads: int, head_dim: int, dtype: str = "float32") -> Cache:
     """An empty cache for `capacity` tokens a row. Its arrays take 2 * batch * capacity * kv_heads * head_dim elements."""
-    shape = (batch, capacity, num_key_value_heads, head_dim)
+    shape = (batch, num_key_value_heads, capacity, head_dim)
     return {
         "key": ops.zeros(shape, dtype=dtype),
         "value": ops.zeros(shape, dtype=dtype),
@@ -57,70 +60,101 @@ def update(
     Returns:
         The updated cache, and keys, values and their positions to attend to.
     """
-    chunk = key.shape[1]
-    key, value = (ops.cast(x, cache["key"].dtype) for x in (key, value))
-    positions = ops.cast(positions, "int32")
     batch, capacity = ops.shape(cache["positions"])
-    positions = ops.broadcast_to(positions, (batch, ops.shape(key)[1]))
-    count = ops.full((batch,), ops.shape(key)[1], dtype="int32")
+    chunk = ops.shape(key)[1]
+    positions = ops.broadcast_to(ops.cast(positions, "int32"), (batch, chunk))
+    count = ops.full((batch,), chunk, dtype="int32")
     if padding_mask is not None:
         padding_mask = ops.cast(padding_mask, "bool")
         count = ops.sum(ops.cast(padding_mask, "int32"), axis=1)
         positions = ops.where(padding_mask, positions, -1)
-    if ring and chunk != 1:
+    new = {"key": to_slots(key, cache), "value": to_slots(value, cache), "positions": positions}
+    length = {"length": cache["length"] + count}
+    if ring and (key.shape[1] != 1 or padding_mask is not None):
         # Earlier queries of the chunk still need what later ones push out: attend to old and new, then keep the last.
-        key, value = (ops.concatenate([cache[name], new], axis=1) for name, new in (("key", key), ("value", value)))
-        positions = ops.concatenate([cache["positions"], positions], axis=1)
-        order = ops.argsort(positions, axis=1)[:, -capacity:]  # the newest `capacity` tokens, empty slots first
-        # Token number n of a row lives in slot n % capacity, so that single steps can overwrite the oldest.
-        rank = cache["length"][:, None] + count[:, None] - capacity + ops.arange(capacity, dtype="int32")[None, :]
-        order = ops.take_along_axis(order, ops.argsort(rank % capacity, axis=1), axis=1)
-        kept = {
-            "key": ops.take_along_axis(key, order[:, :, None, None], axis=1),
-            "value": ops.take_along_axis(value, order[:, :, None, None], axis=1),
-            "positions": ops.take_along_axis(positions, order, axis=1),
-            "length": cache["length"] + count,
-        }
-        return kept, key, value, positions
-    _check_room(cache, count, ring)
-    if padding_mask is not None and not ring:
-        return _fill(cache, key, value, positions, padding_mask, count)
-    slots = cache["length"][:, None] + ops.arange(ops.shape(key)[1], dtype="int32")[None, :]  # (batch, chunk)
-    slots = slots % capacity if ring else slots
-    rows = ops.broadcast_to(ops.arange(batch, dtype="int32")[:, None], ops.shape(slots))
-    indices = ops.stack([ops.reshape(rows, (-1,)), ops.reshape(slots, (-1,))], axis=-1)  # (batch * chunk, 2)
-
-    def write(into: Tensor, new: Tensor) -> Tensor:
-        return keras.ops.scatter_update(into, indices, ops.reshape(new, (-1, *new.shape[2:])))
-
-    updated = {
-        "key": write(cache["key"], key),
-        "value": write(cache["value"], value),
-        "positions": write(cache["positions"], positions),
-        "length": cache["length"] + count,
-    }
-    return updated, updated["key"], updated["value"], updated["positions"]
+        seen = {name: ops.concatenate([cache[name], new[name]], axis=_slot_axis(new[name])) for name in new}
+        newest = ops.argsort(seen["positions"], axis=1)[:, -capacity:]  # the last `capacity` tokens, empty slots first
+        slots = (ops.max(length["length"]) - capacity + ops.arange(capacity, dtype="int32")) % capacity
+        newest = ops.take(newest, ops.argsort(slots), axis=1)  # each to its slot, so that steps overwrite the oldest
+        kept = {name: _pick(seen[name], newest) for name in seen}
+    else:
+        _check_room(cache, count, ring)
+        if padding_mask is None:
+            start = ops.max(cache["length"])
+            start = start % capacity if ring else start
+            kept = {name: _write(cache[name], new[name], start) for name in new}
+        else:
+            kept = _fill(cache, new, padding_mask, count)
+        seen = kept
+    return kept | length, from_slots(seen["key"]), from_slots(seen["value"]), seen["positions"]
 
 
-def _fill(cache: Cache, key: Tensor, value: Tensor, positions: Tensor, padding_mask: Tensor, count: Tensor):
-    """Append each row's real tokens: every slot takes the token that belongs there, or keeps its own."""
-    chunk = ops.shape(key)[1]
+def to_slots(x: Tensor, cache: Cache | None = None) -> Tensor:
+    """(batch, length, kv_heads, head_dim) as a cache has it, in the cache's dtype."""
+    x = ops.transpose(x, (0, 2, 1, 3))
+    return x if cache is None else ops.cast(x, cache["key"].dtype)
+
+
+def from_slots(x: Tensor) -> Tensor:
+    """The inverse of `to_slots`; costs nothing, where what follows turns it back."""
+    return ops.transpose(x, (0, 2, 1, 3))
+
+
+def _fill(cache: Cache, new: Cache, padding_mask: Tensor, count: Tensor) -> Cache:
+    """Append each row's real tokens: every slot takes the token that belongs there now that rows may end elsewhere."""
+    chunk, capacity = ops.shape(padding_mask)[1], ops.shape(cache["positions"])[1]
     padded = ops.cast(ops.logical_not(padding_mask), "int32")
     order = ops.argsort(padded * chunk + ops.arange(chunk, dtype="int32"), axis=1)  # real tokens first, in order
-    rank = ops.arange(ops.shape(cache["positions"])[1], dtype="int32")[None] - cache["length"][:, None]
-    takes = ops.logical_and(rank >= 0, rank < count[:, None])  # (batch, capacity)
-    source = ops.take_along_axis(order, ops.clip(rank, 0, chunk - 1), axis=1)
-
-    def fill(old: Tensor, new: Tensor) -> Tensor:
-        return ops.where(takes[:, :, None, None], ops.take_along_axis(new, source[:, :, None, None], axis=1), old)
-
+    before, after = cache["length"], cache["length"] + count
+    # Number of the token that belongs in each slot, within its row; negative in front of the row, (batch, capacity).
+    number = ops.arange(capacity, dtype="int32")[None, :] - (ops.max(after) - after)[:, None]
+    there = ops.logical_and(number >= 0, number < after[:, None])
+    old = ops.clip(number + (ops.max(before) - before)[:, None], 0, capacity - 1)
+    source = ops.take_along_axis(order, ops.clip(number - before[:, None], 0, chunk - 1), axis=1)
+    is_new = number >= before[:, None]
     filled = {
-        "key": fill(cache["key"], key),
-        "value": fill(cache["value"], value),
-        "positions": ops.where(takes, ops.take_along_axis(positions, source, axis=1), cache["positions"]),
-        "length": cache["length"] + count,
+        name: ops.where(_along(is_new, new[name]), _pick(new[name], source), _pick(cache[name], old)) for name in new
     }
-    return filled, filled["key"], filled["value"], filled["positions"]
+    return {**filled, "positions": ops.where(there, filled["positions"], -1)}
+
+
+def _slot_axis(array: Tensor) -> int:
+    return 1 if len(array.shape) == 2 else 2
+
+
+def _along(slots: Tensor, array: Tensor) -> Tensor:
+    """(batch, slots), to broadcast with an array of a cache."""
+    return slots if len(array.shape) == 2 else slots[:, None, :, None]
+
+
+def _pick(array: Tensor, slots: Tensor) -> Tensor:
+    """The array with other slots of each row, (batch, picked)."""
+    return ops.take_along_axis(array, _along(slots, array), axis=_slot_axis(array))
+
+
+def _write(into: Tensor, new: Tensor, start: Tensor) -> Tensor:
+    """`into`, with `new` in its slots from `start` on."""
+    if NAME == "torch":  # whose slices want numbers, not tensors
+        import torch
+
+        slots = start + torch.arange(new.shape[_slot_axis(new)], device=into.device)
+        put = into.index_copy_ if _in_place else into.index_copy
+        return put(_slot_axis(into), slots, new)
+    return ops.slice_update(into, (0, start) if _slot_axis(into) == 1 else (0, 0, start, 0), new)
+
+
+_in_place = False
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Inside, torch's caches are overwritten rather than copied; XLA does so by itself in a loop."""
+    global _in_place
+    before, _in_place = _in_place, True
+    try:
+        yield
+    finally:
+        _in_place = before
 
 
 def _check_room(cache: Cache, count: Tensor, ring: bool) -> None:
@@ -136,3 +170,16 @@ def _check_room(cache: Cache, count: Tensor, ring: bool) -> None:
 def gather_rows(cache: Cache, rows: Tensor) -> Cache:
     """The cache with its batch rows picked anew, as beam search does. `rows`: (new_batch,) int."""
     return {name: ops.take(array, rows, axis=0) for name, array in cache.items()}
+
+
+def grow(cache: Cache, capacity: int) -> Cache:
+    """The cache with room for `capacity` tokens; a ring must not have come round yet."""
+    more = capacity - cache["positions"].shape[1]
+    if more <= 0:
+        return cache
+    grown = dict(cache)
+    for name, fill in (("key", 0), ("value", 0), ("positions", -1)):
+        pads = [(0, 0)] * len(cache[name].shape)
+        pads[_slot_axis(cache[name])] = (0, more)
+        grown[name] = ops.pad(cache[name], pads, constant_values=fill)
+    return grown

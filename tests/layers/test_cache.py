@@ -99,7 +99,7 @@ def test_cached_attention_is_uncached(name, chunks, real):
     everything = np.ones((BATCH, LENGTH), bool)
     cache = layer.make_cache(BATCH, 2 * LENGTH)
     window = OPTIONS[name].get("window")
-    assert cache["key"].shape[1] == (2 * LENGTH if window is None else window)
+    assert cache["key"].shape[2] == (2 * LENGTH if window is None else window)
     output, cache = run_cached(layer, chunks, real, cache)
     mask = everything if real is None else real
     assert_close(output[mask], uncached(layer, mask)[mask], 1e-5)
@@ -125,7 +125,7 @@ def test_a_cached_cross_attention_needs_its_context_once():
     layer = layers.MultiHeadCrossAttention(2, 1)
     expected = numpy(layer(TOKENS, CONTEXT))
     cache = layer.make_cache(CONTEXT)
-    assert {name: tuple(x.shape) for name, x in cache.items()} == {"key": (2, 5, 1, 4), "value": (2, 5, 1, 4)}
+    assert {name: tuple(x.shape) for name, x in cache.items()} == {"key": (2, 1, 5, 4), "value": (2, 1, 5, 4)}
     assert_close(layer(TOKENS, cache=cache), expected, 1e-6)
     for step in range(2):
         assert_close(numpy(layer(TOKENS[:, step : step + 1], cache=cache))[:, 0], expected[:, step], 1e-6)

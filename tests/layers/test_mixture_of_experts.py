@@ -119,6 +119,18 @@ def test_fixed_shapes_give_the_same(monkeypatch):
     assert_close(grouped_product(ops.convert_to_tensor(rows), kernel, sizes), expected, 1e-5)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="where torch records what is done")
+def test_recorded_products_are_the_same():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    for groups, sizes in ((4, [1, 2, 0, 3]), (14, [0] * 9 + [2, 0, 4, 0, 0])):
+        kernel, rows = ops.convert_to_tensor(normal(groups, 8, 3)), ops.convert_to_tensor(normal(6, 8, seed=1))
+        start = ops.convert_to_tensor(np.eye(groups, dtype="int32")[0] * 6)  # recorded with other sizes than it is used
+        recorded = make_fx(grouped_product)(rows, kernel, start)
+        given = ops.convert_to_tensor(np.array(sizes, "int32"))
+        assert_close(recorded(rows, kernel, given), grouped_product(rows, kernel, given), 1e-5)
+
+
 def test_experts_start_unequal_and_at_the_scale_of_a_layer():
     layer = MixtureOfExperts(4, 2, 64, kernel_initializer=keras.initializers.RandomNormal(stddev=0.1, seed=3))
     layer.build((None, 32))

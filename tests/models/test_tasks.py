@@ -9,6 +9,7 @@ import keras_tfm as tfm
 from keras_tfm.models.language_models import shifted_labels
 
 TINY = dict(num_layers=1, hidden_dim=16, num_heads=2, vocabulary_size=40, max_sequence_length=32)
+SHORT = {**TINY, "max_sequence_length": None}
 IDS = np.random.default_rng(1).integers(1, 40, (6, 9)).astype("int32")
 TEXTS = ["good", "bad bad bad bad", "very good", "so bad", "good good good", "a bad very bad"]
 LABELS = [1, 0, 1, 0, 1, 0]
@@ -131,7 +132,8 @@ def test_errors_name_the_way_out():
         (lambda m: m.predict([]), "x is empty"),
         (lambda m: m.fit([], []), "x is empty"),
         (lambda m: m({"input_ids": IDS}), "'input_ids'.*Did you mean 'token_ids'"),
-        (lambda m: m({"encoder_token_ids": IDS}), "Did you mean 'token_ids'"),
+        (lambda m: tfm.models.transformer(**SHORT)({"encoder_token_ids": IDS}), "Did you mean 'token_ids'"),
+        (lambda m: tfm.models.transformer(**SHORT)({"attention_mask": IDS}), "Did you mean 'padding_mask'"),
         (lambda m: m({"token_ids": IDS, "position_ids": IDS}), "Did you mean 'positions'"),
         (lambda m: m({"token_ids": IDS, "attention_mask": IDS > 0}), r"got shape \(6, 9\). A mask .* is padding_mask"),
         (lambda m: m({"token_ids": np.array([["a", "b"]])}), r"got strings.*model\.dataset\(texts, labels\)"),

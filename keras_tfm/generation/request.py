@@ -1,0 +1,245 @@
+"""What a call of `generate` asks for, checked before anything is computed, and the form of what it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_tfm.generation.batch import Batch, Prefix
+from keras_tfm.generation.chat import chat_ids, is_chat
+from keras_tfm.generation.decoder import Decoder, advance
+from keras_tfm.generation.settings import Choosing
+from keras_tfm.generation.text import TextStream
+from keras_tfm.layers.base import check_names
+from keras_tfm.models.generative import Generated
+
+DEFAULT_LENGTH = 128
+UNCUT = 1 << 30  # tokens: a prompt that is too long is refused, not shortened
+
+
+def decoder_of(model: Any) -> Decoder:
+    """The model's decoder; a new one where the model's variables are others than before, as after `quantize`."""
+    variables = tuple(id(variable) for variable in model.variables)
+    found = getattr(model, "_decoder", None)
+    if found is None or found[0] != variables:
+        found = (variables, Decoder(model))
+        object.__setattr__(model, "_decoder", found)
+    return found[1]
+
+
+class Request:
+    """What a call asks for, checked before anything is computed.
+
+    Args: those of `Generative.generate`.
+
+    Attributes:
+        prompts: Ids of each row, on the decoder's side.
+        sources: Ids of each row's source, of an encoder-decoder.
+        single: One prompt was given, not a list.
+        is_text: Strings were given, and strings are wanted.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Any,
+        max_new_tokens: Any = None,
+        stop: Any = (),
+        prefix: Prefix | None = None,
+        num_return_sequences: int = 1,
+        num_copies: int = 1,
+        **options: Any,
+    ):
+        self.model, self.prefix = model, prefix
+        check_names("generate", options, [field.name for field in dataclasses.fields(Choosing)])
+        metadata = model.backbone.config.metadata or {}
+        tokenizer = model.tokenizer
+        rows, self.single, self.is_text = token_rows(model, prompts)
+        if not isinstance(num_return_sequences, int) or num_return_sequences < 1:
+            raise ValueError(f"num_return_sequences must be an int of at least 1; got {num_return_sequences!r}.")
+        self.returned = num_return_sequences
+        self.copies = copies = num_return_sequences * num_copies
+        special = {
+            role: metadata[f"{role}_token_id"]
+            if metadata.get(f"{role}_token_id") is not None
+            else tokenizer.special_id(role)
+            if tokenizer is not None
+            else None
+            for role in ("bos", "eos", "pad")
+        }
+        self.stops, ids = stops_of(stop)
+        if self.stops and tokenizer is None:
+            raise ValueError(f"stop={self.stops} are strings, and the model has no tokenizer to find them with.")
+        ends = special["eos"]
+        self.ends = [*([] if ends is None else [ends] if isinstance(ends, int) else ends), *ids]
+        self.pad = special["pad"] if special["pad"] is not None else (self.ends or [0])[0]
+        self.sources: list[list[int]] | None = None
+        if model.backbone.config.kind == "encoder_decoder":
+            self.sources = rows
+            start = metadata.get("decoder_start_token_id")
+            start = special["bos"] if start is None else start
+            if start is None:
+                raise ValueError(
+                    "The model's config names no decoder_start_token_id, which the decoder begins with. "
+                    "Put it into the config's metadata."
+                )
+            rows = [[start] for _ in rows]
+            forced = metadata.get("forced_bos_token_id")
+            if forced is not None and not options.get("forced_tokens"):
+                options["forced_tokens"] = [forced]
+        if prefix is not None:
+            if self.sources is not None:
+                raise ValueError("A prefix is read by a decoder; this model's prompts are read by its encoder.")
+            rows = [[*prefix.token_ids.tolist(), *row] for row in rows]
+        for index, row in enumerate(rows):
+            if not row:
+                if special["bos"] is None:
+                    raise ValueError(f"Prompt {index} is empty, and the model has no token to begin with.")
+                row.append(special["bos"])
+        self.prompts = [row for row in rows for _ in range(copies)]
+        if self.sources is not None:
+            self.sources = [row for row in self.sources for _ in range(copies)]
+        self.choosing = Choosing(**options)
+        self.choosing.check(model.vocabulary_size)
+        if self.returned > 1 and not self.choosing.draws:
+            raise ValueError(
+                f"num_return_sequences={self.returned} without temperature or beams would be the same text each time."
+            )
+        self.max_new_tokens = self._lengths(max_new_tokens)
+        self._check_room()
+        fewest = self.choosing.min_new_tokens
+        if fewest is not None and np.max(fewest) > self.max_new_tokens.max():
+            raise ValueError(f"min_new_tokens={fewest} exceeds max_new_tokens={self.max_new_tokens.max()}.")
+
+    def _lengths(self, given: Any) -> np.ndarray:
+        """max_new_tokens of each row."""
+        if given is None:
+            limit = self.model.backbone.config.max_sequence_length
+            room = DEFAULT_LENGTH if limit is None else limit - max(map(len, self.prompts))
+            given = min(DEFAULT_LENGTH, max(room, 0))
+        values = np.atleast_1d(np.asarray(given, dtype=object))
+        values = values if len(values) == 1 else values.repeat(self.copies)
+        if len(values) not in (1, len(self.prompts)) or not all(
+            isinstance(value, (int, np.integer)) and value >= 0 for value in values
+        ):
+            raise ValueError(f"max_new_tokens must be an int, or one for each prompt, none negative; got {given!r}.")
+        return np.broadcast_to(values.astype(np.int32), (len(self.prompts),)).copy()
+
+    def _check_room(self) -> None:
+        limit = self.model.backbone.config.max_sequence_length
+        if limit is None:
+            return
+        for side, rows, extra in (("prompt", self.prompts, self.max_new_tokens), ("source", self.sources, None)):
+            for index, row in enumerate(rows or []):
+                more = 0 if extra is None else int(extra[index])
+                if len(row) + more > limit:
+                    raise ValueError(
+                        f"The {side} {index} has {len(row)} tokens"
+                        + (f" and max_new_tokens={more} may follow" if more else "")
+                        + f"; the model reads at most max_sequence_length={limit}. Shorten the {side}"
+                        + (", ask for fewer tokens," if more else "")
+                        + " or load the model with a larger max_sequence_length, if its positions allow that."
+                    )
+
+    def batch(self, method: Any = advance) -> Batch:
+        """The work; `method` says how tokens are chosen."""
+        return Batch(
+            decoder_of(self.model),
+            self.prompts,
+            self.choosing,
+            self.max_new_tokens,
+            self.ends,
+            self.pad,
+            self.sources,
+            self.prefix,
+            method,
+        )
+
+    def streams(self) -> list[TextStream]:
+        """The text of each row, as it comes."""
+        before = [[] if self.sources is not None else prompt for prompt in self.prompts]
+        return [TextStream(self.model.tokenizer, prompt, self.stops) for prompt in before]
+
+
+def text_of(request: Request, row: int, ids: np.ndarray) -> str | None:
+    """The text of a row's ids; None without a tokenizer."""
+    if request.model.tokenizer is None:
+        return None
+    stream = request.streams()[row]
+    return stream.feed(without_end(ids, request.ends), last=True)
+
+
+def arranged(request: Request, results: list[Generated], details: bool, returned: int | None = None) -> Any:
+    """Results, `returned` for each prompt, in the form of what was asked."""
+    returned = returned or request.returned
+    outputs: list[Any] = list(results)
+    if not details:
+        outputs = [result.text if request.is_text else result.token_ids for result in results]
+    if returned > 1:
+        outputs = [outputs[i : i + returned] for i in range(0, len(outputs), returned)]
+    return outputs[0] if request.single else outputs
+
+
+def trimmed(tokens: np.ndarray, ends: Sequence[int], limit: int) -> np.ndarray:
+    """A row's ids up to its end, that included."""
+    tokens = tokens[:limit]
+    places = np.flatnonzero(np.isin(tokens, ends))
+    return tokens[: places[0] + 1] if len(places) else tokens
+
+
+def without_end(ids: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+    """Ids without the one that ended them."""
+    return ids[:-1] if len(ids) and ids[-1] in ends else ids
+
+
+def stops_of(stop: Any) -> tuple[list[str], list[int]]:
+    """Stop strings and stop ids of what was given."""
+    given: list[Any] = [stop]
+    if stop is None or isinstance(stop, (list, tuple, set, frozenset)):
+        given = list(stop or ())
+    for item in given:
+        if not isinstance(item, (str, int, np.integer)) or isinstance(item, bool) or item == "":
+            raise ValueError(f"stop must be strings or token ids, none of them empty; got {item!r}.")
+    return [s for s in given if isinstance(s, str)], [int(s) for s in given if not isinstance(s, str)]
+
+
+def token_rows(model: Any, prompts: Any) -> tuple[list[list[int]], bool, bool]:
+    """Prompts as lists of ids; whether it was one; whether it was text.
+
+    Raises:
+        ValueError: for anything but strings and ids, and for ids outside of the vocabulary.
+    """
+    if isinstance(prompts, str):
+        rows, single, text = list[Any]([prompts]), True, True
+    elif is_chat(prompts):
+        return [chat_ids(model._require_tokenizer(), prompts)], True, True
+    elif isinstance(prompts, (list, tuple)) and prompts and all(is_chat(each) for each in prompts):
+        return [chat_ids(model._require_tokenizer(), each) for each in prompts], False, True
+    elif isinstance(prompts, dict):
+        ids = np.asarray(prompts["token_ids"])
+        mask = np.asarray(prompts.get("padding_mask", np.ones_like(ids)), bool)
+        rows, single, text = [row[real].tolist() for row, real in zip(ids, mask, strict=True)], False, False
+    else:
+        if not isinstance(prompts, (list, tuple)):
+            prompts = ops.convert_to_numpy(prompts)
+        rows = list(prompts)
+        if not rows:
+            raise ValueError("There are no prompts.")
+        text = all(isinstance(row, str) for row in rows)
+        single = not text and all(isinstance(row, (int, np.integer)) for row in rows)
+        rows = [rows] if single else rows
+    if text:
+        encodings = model._require_tokenizer().encode([str(row) for row in rows], UNCUT)
+        return [list(encoding.ids) for encoding in encodings], single, True
+    try:
+        result = [[int(token) for token in row] for row in rows]
+    except (TypeError, ValueError) as error:
+        raise ValueError("Prompts must be strings, or token ids; got something else among them.") from error
+    for index, row in enumerate(result):
+        if row and not 0 <= min(row) <= max(row) < model.vocabulary_size:
+            raise ValueError(f"Prompt {index} has ids outside of the vocabulary of {model.vocabulary_size}.")
+    return result, single, False

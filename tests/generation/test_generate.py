@@ -1,0 +1,203 @@
+"""Cached, batched, compiled generation against the model run anew for every token."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, fill_weights, numpy
+from keras import ops
+
+import keras_tfm as tfm
+from keras_tfm.generation.request import decoder_of
+
+VOCABULARY = 61
+SIZES = dict(
+    num_layers=2, hidden_dim=32, num_heads=4, intermediate_dim=48, vocabulary_size=VOCABULARY, max_sequence_length=400
+)
+RELATIVE = {"kind": "relative", "num_buckets": 8, "max_distance": 20, "bidirectional": False}
+MODELS = {
+    "learned": {},
+    "rotary, grouped": {"position": "rotary", "num_key_value_heads": 2},
+    "alibi, window": {"position": "alibi", "window": 5},
+    "relative, sinks": {"position": RELATIVE, "attention": {"sinks": "learned"}},
+    "windows in turn": {"position": "rotary", "layer_pattern": [{"window": 4}, {}]},
+    "experts": {
+        "position": "rotary",
+        "gated": True,
+        "feed_forward": {"kind": "mixture_of_experts", "num_experts": 3, "top_k": 2},
+    },
+}
+PROMPTS = [np.random.default_rng(n).integers(1, VOCABULARY, n).tolist() for n in (3, 17, 9)]
+_made: dict[str, tfm.CausalLM] = {}
+
+
+def model_of(name: str) -> tfm.CausalLM:
+    if name not in _made:
+        _made[name] = fill_weights(tfm.CausalLM(tfm.models.gpt(**SIZES, **MODELS[name])), 0.3)
+    return _made[name]
+
+
+def logits_of(model, ids: list[int]) -> np.ndarray:
+    """Of the token behind `ids`, uncached."""
+    width = -(-len(ids) // 32) * 32
+    padded = np.zeros((1, width), "int32")
+    padded[0, : len(ids)] = ids
+    mask = np.arange(width)[None] < len(ids)
+    return numpy(model({"token_ids": padded, "padding_mask": mask}))[0, len(ids) - 1]
+
+
+def naive(model, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(logits_of(model, ids).argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", MODELS if BACKEND == "torch" else ["rotary, grouped", "windows in turn"])
+def test_a_ragged_batch_is_written_as_the_model_would_without_a_cache(name):
+    model = model_of(name)
+    results = model.generate(PROMPTS, 12, return_details=True)
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        assert result.token_ids.tolist() == naive(model, prompt, 12)
+        assert result.reason == "length"
+        ids = prompt + result.token_ids.tolist()
+        for place in (0, 5, 11):  # and not by luck: the numbers are the model's
+            logits = logits_of(model, ids[: len(prompt) + place]).astype(np.float64)
+            log_prob = logits[result.token_ids[place]] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+            assert abs(log_prob - result.log_probs[place]) < 1e-4
+
+
+def test_caches_grow_without_a_seam():
+    """Past several capacities, a window's ring included."""
+    model = model_of("windows in turn")
+    long = model.generate(PROMPTS[0], 270)
+    assert long.tolist()[:12] == naive(model, PROMPTS[0], 12)
+    for cut in (124, 190, 260):
+        assert int(logits_of(model, PROMPTS[0] + long.tolist()[:cut]).argmax()) == long[cut]
+
+
+def test_a_length_in_a_known_bucket_compiles_nothing():
+    model = model_of("rotary, grouped")
+    model.generate([1, 2, 3], 12)
+    traces = decoder_of(model).traces
+    for length in (1, 7, 16):
+        model.generate(list(range(1, length + 1)), 9)
+    assert decoder_of(model).traces == traces
+    model.generate(list(range(1, 20)), 9)
+    assert decoder_of(model).traces == traces + (BACKEND != "torch")  # prompts are not compiled there
+
+
+def test_every_form_of_prompt():
+    model = model_of("rotary, grouped")
+    expected = model.generate(PROMPTS[0], 5).tolist()
+    padded = np.zeros((2, 6), "int32")
+    padded[0, :3] = padded[1, 3:] = PROMPTS[0]
+    mask = padded > 0
+    assert [row.tolist() for row in model.generate({"token_ids": padded, "padding_mask": mask}, 5)] == [expected] * 2
+    assert [row.tolist() for row in model.generate(np.array([PROMPTS[0]]), 5)] == [expected]
+    assert model.generate(np.array(PROMPTS[0]), 5).tolist() == expected
+    assert [row.tolist() for row in model.generate(ops.convert_to_tensor([PROMPTS[0]]), 5)] == [expected]
+
+
+def test_lengths_and_ends_of_their_own():
+    model = model_of("rotary, grouped")
+    plain = [row.tolist() for row in model.generate(PROMPTS, 10)]
+    results = model.generate(PROMPTS, [2, 10, 0], return_details=True)
+    assert [len(result.token_ids) for result in results] == [2, 10, 0]
+    stop = plain[1][4]
+    ended = model.generate(PROMPTS, 10, stop=stop, return_details=True)
+    for row, result in zip(plain, ended, strict=True):
+        cut = row.index(stop) + 1 if stop in row else 10
+        assert result.token_ids.tolist() == row[:cut]
+        assert result.reason == ("end" if stop in row else "length")
+    late = model.generate(PROMPTS[1], 10, stop=stop, min_new_tokens=7)
+    assert stop not in late[:7].tolist()
+
+
+def test_draws_are_reproduced_and_do_not_depend_on_the_batch():
+    model = model_of("rotary, grouped")
+    options = dict(temperature=1.5, top_k=20, top_p=0.95, seed=3)
+    first = [row.tolist() for row in model.generate(PROMPTS, 10, **options)]
+    assert [row.tolist() for row in model.generate(PROMPTS, 10, **options)] == first
+    assert model.generate(PROMPTS[0], 10, **options).tolist() == first[0]
+    assert [row.tolist() for row in model.generate(PROMPTS, 10, **{**options, "seed": 4})] != first
+    several = model.generate(PROMPTS[0], 10, num_return_sequences=3, **options)
+    assert len({tuple(row.tolist()) for row in several}) == 3
+
+
+def test_forced_and_forbidden_tokens_and_processors():
+    model = model_of("rotary, grouped")
+    plain = model.generate(PROMPTS[0], 6).tolist()
+    forced = model.generate(PROMPTS[0], 6, forced_tokens=[9, None, 8]).tolist()
+    assert (forced[0], forced[2]) == (9, 8)
+    assert plain[0] not in model.generate(PROMPTS[0], 6, forbidden_tokens=[plain[0]]).tolist()
+
+    def only_even(token_ids, logits):
+        return ops.where(ops.arange(VOCABULARY) % 2 == 0, logits, -1e9)
+
+    assert not any(token % 2 for token in model.generate(PROMPTS[0], 6, processors=[only_even]).tolist())
+
+
+def test_training_between_calls_is_seen():
+    model = fill_weights(tfm.CausalLM(tfm.models.gpt(**SIZES, position="rotary")), 0.3)
+    before = model.generate(PROMPTS[0], 8).tolist()
+    traces = decoder_of(model).traces
+    model.compile(keras.optimizers.SGD(3.0))
+    model.fit(np.random.default_rng(0).integers(1, 60, (4, 12)).astype("int32"), verbose=0)
+    after = model.generate(PROMPTS[0], 8).tolist()
+    assert after == naive(model, PROMPTS[0], 8)
+    assert after != before
+    assert decoder_of(model).traces == traces
+
+
+def test_a_prefix_is_read_once():
+    model = model_of("rotary, grouped")
+    prefix = model.prefix(PROMPTS[1][:10])
+    rest = [PROMPTS[1][10:], [5], [1, 2, 3, 4]]
+    results = model.generate(rest, 8, prefix=prefix)
+    for ids, row in zip(rest, results, strict=True):
+        assert row.tolist() == naive(model, PROMPTS[1][:10] + ids, 8)
+    assert model.generate([5], 8, prefix=prefix).tolist() == results[1].tolist()  # unchanged by its use
+    assert model.generate([7], 4, prefix=model.prefix([6])).tolist() == naive(model, [6, 7], 4)
+
+
+def test_scores_are_the_uncached_models():
+    model = model_of("rotary, grouped")
+    for prompt, result in zip(PROMPTS, model.score(PROMPTS), strict=True):
+        logits = numpy(model(np.array([prompt])))[0, :-1].astype(np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = log_probs[np.arange(len(prompt) - 1), prompt[1:]]
+        np.testing.assert_allclose(result.log_probs, expected, atol=2e-5)
+        assert result.perplexity == pytest.approx(np.exp(-expected.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        (list(range(1, 60)) * 7, {}, "413 tokens.*max_sequence_length=400"),
+        ([1, 2], {"max_new_tokens": 399}, "max_new_tokens=399 may follow.*at most max_sequence_length=400"),
+        ([], {}, "no prompts"),
+        ([[]], {}, "empty"),
+        ([[1, 99]], {}, "vocabulary of 61"),
+        (["a", 3], {}, "strings, or token ids"),
+        ("text", {}, "no tokenizer"),
+        ([1], {"stop": 2.5}, "stop must be strings or token ids"),
+        ([1], {"stop": "x"}, "no tokenizer"),
+        ([1], {"max_new_tokens": -1}, "max_new_tokens"),
+        ([1], {"max_new_tokens": 2, "min_new_tokens": 3}, "exceeds max_new_tokens=2"),
+        ([1], {"num_return_sequences": 2}, "same text each time"),
+        ([1], {"top_pp": 0.5}, "top_p"),
+    ],
+    ids=str,
+)
+def test_bad_calls(prompts, options, words):
+    with pytest.raises(ValueError, match=words):
+        model_of("learned").generate(prompts, **options)
+
+
+def test_bytes_of_a_cache_are_what_the_formula_says():
+    cache = model_of("rotary, grouped").backbone.make_cache(2, 64)
+    bytes_of = sum(numpy(part["attention"][name]).nbytes for part in cache for name in ("key", "value"))
+    layers, kv_heads, head_dim = 2, 2, 8
+    assert bytes_of == 2 * 64 * 2 * layers * kv_heads * head_dim * 4
