@@ -51,6 +51,7 @@ class Checkpoint:
             self.config, self.unknown = self.architecture.read_config(self.config_json)
         except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
             raise ValueError(f"{self.directory / 'config.json'} is damaged: {error!r}.") from error
+        self.config = _with_ends(self.config, sources.read_generation(self.directory))
         self.prefix = self.architecture.prefix_in(self.entries)
         self._check_sizes()
         self._merge_copies()
@@ -239,6 +240,17 @@ class Plan:
                 f"{model.dtype_policy.variable_dtype}; this machine has {there / 2**30:.1f} GiB. "
                 "dtype='bfloat16' halves what float32 takes."
             )
+
+
+def _with_ends(config: TransformerConfig, generation: dict[str, Any]) -> TransformerConfig:
+    """The config with all ids that end a text: those of chat models stand in generation_config.json alone."""
+    metadata = config.metadata or {}
+    ends: list[int] = []
+    for given in (metadata.get("eos_token_id"), generation.get("eos_token_id")):
+        ends += [end for end in (given if isinstance(given, list) else [given]) if type(end) is int and end not in ends]
+    if len(ends) < 2 and metadata.get("eos_token_id") is not None:
+        return config
+    return config.replace(metadata={**metadata, "eos_token_id": ends if len(ends) > 1 else ends[0]}) if ends else config
 
 
 def physical_memory() -> int | None:

@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-FILES = ("*.json", "*.safetensors", "*/config.json", "tokenizer.model", "*.txt")
+FILES = (
+    *("*.json", "*.safetensors", "*/config.json", "*.txt", "*.jinja"),
+    *("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model"),
+)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -64,3 +67,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(config).__name__}.")
     return config
+
+
+def read_generation(directory: Path) -> dict[str, Any]:
+    """generation_config.json; nothing without one, or with one that is not readable."""
+    try:
+        config = json.loads((directory / "generation_config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -142,6 +142,9 @@ class Tokenizer(BaseTokenizer):
             settings = json.loads(settings_path.read_text("utf-8")) if settings_path.is_file() else {}
         except ValueError as error:
             raise ValueError(f"{settings_path} is not readable JSON: {error}") from error
+        template = Path(directory) / "chat_template.jinja"
+        if template.is_file() and not settings.get("chat_template"):
+            settings = {**settings, "chat_template": template.read_text("utf-8")}
         limit = settings.get("model_max_length")
         if max_length is None and isinstance(limit, (int, float)) and limit < 1e9:  # larger ones mean "not said"
             max_length = int(limit)

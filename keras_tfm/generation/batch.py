@@ -48,6 +48,7 @@ class Batch:
         pad: Id that fills a row that has ended.
         sources: Token ids of an encoder-decoder's source.
         prefix: What all prompts begin with, already read.
+        forced_end: Id that the last token there is room for must be.
         method: Logits to the next state: `decoder.advance`, or a hashable object called as it is.
     """
 
@@ -62,6 +63,7 @@ class Batch:
         sources: Sequence[Sequence[int]] | None = None,
         prefix: Prefix | None = None,
         method: Any = advance,
+        forced_end: int | None = None,
     ):
         self.decoder, self.method = decoder, method
         self.rows, vocabulary = len(prompts), decoder.model.vocabulary_size
@@ -88,6 +90,8 @@ class Batch:
         arrays["ends"] = np.zeros((vocabulary,), bool)
         arrays["ends"][list(ends)] = True
         arrays["pad"] = np.int32(pad)
+        if forced_end is not None:
+            arrays["forced_end"] = np.int32(forced_end)
         arrays["max_new_tokens"] = max_new_tokens.astype(np.int32)
         self.capacity = self._capacity(self.start + 1)
         self._seed = int(np.random.default_rng().integers(2**31)) if choosing.seed is None else choosing.seed

@@ -40,6 +40,10 @@ def penalized(logits: Tensor, arrays: dict[str, Tensor], state: dict[str, Any], 
         token = ops.where(step < count, token, -1)
         ids = ops.arange(logits.shape[-1], dtype="int32")[None, :]
         logits = ops.where(ops.logical_or(token < 0, ids == token), logits, NEVER)
+    if "forced_end" in arrays:  # BART's convention: the last token there is room for is the end of text
+        ids = ops.arange(logits.shape[-1], dtype="int32")[None, :]
+        last = (step + 1 >= arrays["max_new_tokens"])[:, None]
+        logits = ops.where(ops.logical_and(last, ids != arrays["forced_end"]), NEVER, logits)
     return logits
 
 

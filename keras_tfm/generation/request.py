@@ -78,6 +78,7 @@ class Request:
         self.ends = [*([] if ends is None else [ends] if isinstance(ends, int) else ends), *ids]
         self.pad = special["pad"] if special["pad"] is not None else (self.ends or [0])[0]
         self.sources: list[list[int]] | None = None
+        self.forced_end: int | None = None
         if model.backbone.config.kind == "encoder_decoder":
             self.sources = rows
             start = metadata.get("decoder_start_token_id")
@@ -91,6 +92,8 @@ class Request:
             forced = metadata.get("forced_bos_token_id")
             if forced is not None and not options.get("forced_tokens"):
                 options["forced_tokens"] = [forced]
+            end = metadata.get("forced_eos_token_id")
+            self.forced_end = end[0] if isinstance(end, list) else end
         if prefix is not None:
             if self.sources is not None:
                 raise ValueError("A prefix is read by a decoder; this model's prompts are read by its encoder.")
@@ -157,6 +160,7 @@ class Request:
             self.sources,
             self.prefix,
             method,
+            self.forced_end,
         )
 
     def streams(self) -> list[TextStream]:

@@ -111,7 +111,7 @@ def test_encoder_decoders_write_what_theirs_do(name, tmp_path):
         config = transformers.BartConfig(
             **common, **layers, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=40, bos_token_id=2
         )
-        config.forced_eos_token_id = None
+        config.forced_eos_token_id = 1
     theirs = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():

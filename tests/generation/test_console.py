@@ -80,6 +80,23 @@ def test_conversations(chatty):
         chat_ids(BYTES, messages)
 
 
+def test_what_chat_models_keep_beside_the_config(chatty, tmp_path):
+    """Further ends of text in generation_config.json, the template in a file of its own."""
+    sizes = dict(num_layers=1, hidden_dim=16, num_heads=2, vocabulary_size=256, max_sequence_length=300)
+    template = chatty.settings.pop("chat_template")
+    model = tfm.CausalLM(tfm.models.gpt(metadata={"eos_token_id": 7}, **sizes), tokenizer=chatty)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    again = tfm.from_pretrained(tmp_path)
+    assert again.tokenizer.settings["chat_template"] == template
+    assert again.backbone.config.metadata["eos_token_id"] == [7, 9]
+    plain = again.generate([1, 2], 6, forced_tokens=[3, 9, 3], return_details=True)
+    assert (plain.token_ids.tolist(), plain.reason) == ([3, 9], "end")
+    (tmp_path / "generation_config.json").write_text("{")
+    assert tfm.from_pretrained(tmp_path).backbone.config.metadata["eos_token_id"] == 7
+
+
 def test_templates_cannot_reach_out(chatty):
     chatty.settings["chat_template"] = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(ValueError, match="refuses"):
