@@ -1,8 +1,10 @@
 """Which published families are read and written, and how near our outputs come to `transformers`'.
 
     python -m benchmarks.families
+    python -m benchmarks.families --records '/tmp/families-{backend}.json'
 
-Runs the comparison of tests/checkpoints/test_families.py on every backend and keeps its figures.
+Runs the comparison of tests/checkpoints/test_families.py on every backend and keeps its figures; or takes those that a
+run of all tests wrote, with KERAS_TFM_FAMILIES set to the same path.
 """
 
 from __future__ import annotations
@@ -46,14 +48,17 @@ def table(families: dict[str, dict]) -> str:
 
 def main() -> None:
     """Run, print the table, keep the JSON."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", help="what a run of all tests wrote, {backend} standing for the backend")
+    records = parser.parse_args().records
     families: dict[str, dict] = {}
     for backend in BACKENDS:
         with tempfile.TemporaryDirectory() as scratch:
-            record = Path(scratch) / "differences.json"
-            environment = {**os.environ, "KERAS_BACKEND": backend, "KERAS_TFM_FAMILIES": str(record)}
-            command = [sys.executable, "-m", "pytest", "tests/checkpoints/test_families.py"]
-            subprocess.run(command, check=True, cwd=ROOT, env=environment)
+            record = Path(records.format(backend=backend) if records else Path(scratch) / "differences.json")
+            if not records:
+                environment = {**os.environ, "KERAS_BACKEND": backend, "KERAS_TFM_FAMILIES": str(record)}
+                command = [sys.executable, "-m", "pytest", "tests/checkpoints/test_families.py"]
+                subprocess.run(command, check=True, cwd=ROOT, env=environment)
             for family, tasks in json.loads(record.read_text("utf-8")).items():
                 families.setdefault(family, {})[backend] = tasks
     print(table(families))

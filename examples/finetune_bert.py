@@ -113,7 +113,8 @@ def fail(error: object) -> None:
 
 def train(args: argparse.Namespace) -> None:
     start = time.time()
-    keras.utils.set_random_seed(args.seed)
+    with quiet():  # which imports TensorFlow wherever it is installed
+        keras.utils.set_random_seed(args.seed)
     try:
         import _plots  # these two need what the quickstart extra brings, --ask does not
         import _report

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("helpers")
+BACKEND = keras.backend.backend()
 
 settings.register_profile(
     "keras_tfm", deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck)
@@ -33,6 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )  # Keras on torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if BACKEND != "tensorflow" and not os.environ.get("KERAS_TFM_ALL_TESTS"):
+        reason = "the same on every backend, and seen on TensorFlow; KERAS_TFM_ALL_TESTS=1 runs it here too"
+        for item in items:
+            if item.get_closest_marker("once"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     """Every test starts from the same seeds and leaves the global dtype policy as it was."""
@@ -40,6 +51,30 @@ def _same_start():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _many_tiny_programs() -> Iterator[None]:
+    """JAX compiles each eager operation: quickly rather than well, here. torch gains nothing from threads at this size.
+
+    Keras collects garbage whenever a layer loses a weight, as in `quantize`: what the imports left is passed over.
+    """
+    gc.freeze()
+    if BACKEND == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+    elif BACKEND == "torch":
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+    else:
+        yield
 
 
 @pytest.fixture
@@ -52,8 +87,6 @@ def _fresh_compilations():
     """JAX keeps every program it compiled; a thousand tests' worth of them ends the process."""
     yield
     if keras.backend.backend() == "jax":
-        import gc
-
         import jax
 
         jax.clear_caches()

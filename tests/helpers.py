@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import pytest
 from keras import ops
 
 BACKEND = keras.backend.backend()
@@ -128,27 +126,3 @@ def policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def many_tiny_programs() -> Iterator[None]:
-    """JAX compiles each eager operation: quickly rather than well, here. torch gains nothing from threads at this size.
-
-    Keras collects garbage whenever a layer loses a weight, as in `quantize`: what the imports left is passed over.
-    """
-    gc.freeze()
-    if BACKEND == "jax":
-        import jax
-
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-    elif BACKEND == "torch":
-        import torch
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
-    else:
-        yield

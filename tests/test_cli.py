@@ -17,6 +17,8 @@ from tokenizers import Tokenizer
 import keras_tfm as tfm
 from keras_tfm import cli
 
+pytestmark = pytest.mark.once
+
 TINY = dict(num_layers=2, hidden_dim=16, num_heads=2, vocabulary_size=50, max_sequence_length=12)
 
 

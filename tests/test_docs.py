@@ -106,7 +106,11 @@ def test_every_field_of_the_config_has_a_row_with_its_type_and_default():
         assert (row.default is None) == (field.default is dataclasses.MISSING)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+ONCE = [page for page in PAGES if page.name not in ("README.md", "quickstart.md")]
+MARKED = [pytest.param(page, marks=pytest.mark.once if page in ONCE else (), id=page.name) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", MARKED)
 def test_blocks_run(page, bert_directory, monkeypatch):
     monkeypatch.chdir(bert_directory.parent)
     keras.utils.set_random_seed(0)

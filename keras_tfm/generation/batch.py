@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -10,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_tfm.generation import buckets
-from keras_tfm.generation.decoder import Decoder, State, advance
+from keras_tfm.generation.decoder import Decoder, State, Step, advance
 from keras_tfm.generation.program import to_tensors
 from keras_tfm.generation.settings import Choosing, uniforms
 
@@ -36,11 +38,11 @@ class Prefix:
         self.token_ids, self.cache = token_ids, cache
 
 
-class Batch:
-    """Prompts, their cache, and the tokens chosen so far.
+@dataclass(frozen=True)
+class Task:
+    """What is to be written.
 
-    Args:
-        decoder: Of the model.
+    Attributes:
         prompts: Token ids of each row, at least one.
         choosing: How tokens are chosen.
         max_new_tokens: Of each row, (rows,) int32.
@@ -49,94 +51,153 @@ class Batch:
         sources: Token ids of an encoder-decoder's source.
         prefix: What all prompts begin with, already read.
         forced_end: Id that the last token there is room for must be.
-        method: Logits to the next state: `decoder.advance`, or a hashable object called as it is.
+        cache_dtype: Of keys and values; None for the model's compute dtype.
+        stream: Of the random numbers of the first row; each further row takes the next.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        prompts: Sequence[Sequence[int]],
-        choosing: Choosing,
-        max_new_tokens: np.ndarray,
-        ends: Sequence[int],
-        pad: int,
-        sources: Sequence[Sequence[int]] | None = None,
-        prefix: Prefix | None = None,
-        method: Any = advance,
-        forced_end: int | None = None,
-    ):
-        self.decoder, self.method = decoder, method
-        self.rows, vocabulary = len(prompts), decoder.model.vocabulary_size
-        self.lengths = np.array([len(prompt) for prompt in prompts])
-        self.start = int(self.lengths.max())  # tokens from which on text is
-        self.limit = int(max_new_tokens.max())
-        self.context_mask: np.ndarray | None = None
-        context = None
-        if sources is not None:
-            source, self.context_mask = padded(sources, buckets.prompt(max(map(len, sources))))
-            context = decoder.encode(source, self.context_mask)
+    prompts: Sequence[Sequence[int]]
+    choosing: Choosing
+    max_new_tokens: np.ndarray
+    ends: Sequence[int]
+    pad: int
+    sources: Sequence[Sequence[int]] | None = None
+    prefix: Prefix | None = None
+    forced_end: int | None = None
+    cache_dtype: str | None = None
+    stream: int = 0
 
-        skip = 0 if prefix is None else len(prefix.token_ids) - 1
-        chunk = [list(prompt[skip:]) for prompt in prompts]
-        ids, mask = padded(chunk, buckets.prompt(max(map(len, chunk))))
-        if prefix is None:
-            cache = decoder.empty_cache(self.rows, ids.shape[1], context)
-        else:
-            cache = decoder.grow(spread(prefix.cache, self.rows), buckets.size(skip + ids.shape[1], ids.shape[1]))
-        cache, self.logits = decoder.prefill(cache, ids, mask, self.context_mask)
+    def row(self, row: int) -> Task:
+        """One of its rows, as a task of its own."""
+        return dataclasses.replace(
+            self,
+            prompts=self.prompts[row : row + 1],
+            choosing=self.choosing.row(row),
+            max_new_tokens=self.max_new_tokens[row : row + 1],
+            sources=None if self.sources is None else self.sources[row : row + 1],
+            stream=self.stream + row,
+        )
+
+
+def read(decoder: Decoder, task: Task, spare: int = 0, method: str = "prefill") -> tuple[list, Any, np.ndarray | None]:
+    """A cache with the task's prompts in it, what `Decoder.prefill` gives beside it, and the mask of the sources."""
+    rows, context, context_mask = len(task.prompts), None, None
+    if task.sources is not None:
+        source, context_mask = padded(task.sources, buckets.prompt(max(map(len, task.sources))))
+        context = decoder.encode(source, context_mask)
+    skip = 0 if task.prefix is None else len(task.prefix.token_ids) - 1
+    chunk = [list(prompt[skip:]) for prompt in task.prompts]
+    ids, mask = padded(chunk, buckets.prompt(max(map(len, chunk))))
+    if task.prefix is None:
+        cache = decoder.empty_cache(rows, ids.shape[1], context, task.cache_dtype, spare)
+    else:
+        capacity = buckets.size(skip + ids.shape[1], ids.shape[1])
+        cache = decoder.grow(spread(task.prefix.cache, rows), capacity, spare)
+    cache, found = getattr(decoder, method)(cache, ids, mask, context_mask)
+    return cache, found, context_mask
+
+
+class Batch:
+    """Prompts, their cache, and the tokens chosen so far.
+
+    Args:
+        decoder: Of the model.
+        task: What is to be written.
+        method: Logits to the next state: `decoder.advance`, or a hashable object called as it is.
+        spare: Tokens that may be read and dropped again.
+    """
+
+    def __init__(self, decoder: Decoder, task: Task, method: Any = advance, spare: int = 0):
+        self.decoder, self.task, self.method, self.spare = decoder, task, method, spare
+        choosing, vocabulary = task.choosing, decoder.model.vocabulary_size
+        self.rows = len(task.prompts)
+        self.start = max(map(len, task.prompts))  # tokens from which on text is
+        self.limit = int(task.max_new_tokens.max())
+        cache, self.logits, self.context_mask = self._read()
 
         arrays: dict[str, Any] = choosing.arrays(self.rows, vocabulary)
         self.static = choosing.static(arrays)
+        self.once: Any = Step(decoder, method, self.static)
         arrays["ends"] = np.zeros((vocabulary,), bool)
-        arrays["ends"][list(ends)] = True
-        arrays["pad"] = np.int32(pad)
-        if forced_end is not None:
-            arrays["forced_end"] = np.int32(forced_end)
-        arrays["max_new_tokens"] = max_new_tokens.astype(np.int32)
+        arrays["ends"][list(task.ends)] = True
+        arrays["pad"] = np.int32(task.pad)
+        if task.forced_end is not None:
+            arrays["forced_end"] = np.int32(task.forced_end)
+        arrays["max_new_tokens"] = task.max_new_tokens.astype(np.int32)
         self.capacity = self._capacity(self.start + 1)
         self._seed = int(np.random.default_rng().integers(2**31)) if choosing.seed is None else choosing.seed
         self.arrays = arrays
         self._draw()
         sequence = np.full((self.rows, self.capacity), -1, np.int32)
-        for row, prompt in enumerate(prompts):
+        for row, prompt in enumerate(task.prompts):
             sequence[row, self.start - len(prompt) : self.start] = prompt
         state: State = {
-            "cache": decoder.grow(cache, self.capacity),
+            "cache": decoder.grow(cache, self.capacity, spare),
             "token": np.zeros((self.rows,), np.int32),
             "sequence": sequence,
             "filled": np.int32(self.start),
             "step": np.int32(0),
-            "done": max_new_tokens < 1,
+            "done": task.max_new_tokens < 1,
             "log_probs": np.zeros((self.rows, self.capacity), np.float32),
         }
         if "repetition_penalty" in arrays:
-            state["seen"] = np.stack([np.bincount(p, minlength=vocabulary) for p in prompts]).astype(np.float32)
+            state["seen"] = np.stack([np.bincount(p, minlength=vocabulary) for p in task.prompts]).astype(np.float32)
         if {"presence_penalty", "frequency_penalty"} & set(arrays):
             state["counts"] = np.zeros((self.rows, vocabulary), np.float32)
+        if choosing.sampler is not None:
+            state["sampler"] = [ops.convert_to_numpy(variable) for variable in choosing.sampler.variables]
         self.state = to_tensors(state)
         self.taken = 0
 
+    def _read(self) -> tuple[list, Any, np.ndarray | None]:
+        """Read the prompts: `read`'s results, with the logits behind them."""
+        return read(self.decoder, self.task, self.spare)
+
     def _capacity(self, filled: int) -> int:
-        return buckets.cache(filled, self.start + self.limit)
+        return buckets.cache(filled, self.start + self.limit + self.spare)
 
     def _draw(self) -> None:
         """The random numbers of all steps that there is room for."""
         if "temperature" in self.arrays:
-            self.arrays["uniform"] = uniforms(self._seed, range(self.rows), self.capacity)
+            rows = range(self.task.stream, self.task.stream + self.rows)
+            self.arrays["uniform"] = uniforms(self._seed, rows, self.capacity)
+
+    def _needed(self) -> int:
+        """Slots that must be free to go on."""
+        return 1
 
     def advance(self, steps: int) -> bool:
         """Choose up to so many further tokens; false once there is nothing left to choose."""
         wanted = min(self.taken + steps, self.limit)
         if self.taken == 0 and wanted:
-            self.state = self.decoder.first(self.logits, self.state, self.arrays, self.static, self.method)
+            self._first()
             self.taken = 1
         while self.taken < wanted and not self.finished():
-            if self.start + self.taken + 1 > self.capacity:
+            if self.start + self.taken + self._needed() > self.capacity:
                 self._grow()
-            until = min(wanted, self.capacity - self.start)
-            self.state = self.decoder.run(self.state, self.arrays, self.static, until, self.context_mask, self.method)
+            self._run(wanted)
             self.taken = int(ops.convert_to_numpy(self.state["step"]))
         return self.taken < self.limit and not self.finished()
+
+    def _first(self) -> None:
+        """Choose the token that follows the prompts."""
+        self.state = self.decoder.first(self.logits, self.state, self.arrays, self.static, self.method)
+        self._keep_random_state()
+
+    def _run(self, wanted: int) -> None:
+        """Choose tokens until there are `wanted`, or no more room."""
+        until = min(wanted, self.capacity - self.start)
+        self._repeat(self.once, until)
+
+    def _repeat(self, once: Any, until: int, variables: Any = ()) -> None:
+        self.state = self.decoder.repeat(once, self.state, self.arrays, until, self.context_mask, variables)
+        self._keep_random_state()
+
+    def _keep_random_state(self) -> None:
+        """A sampler's next call draws on."""
+        sampler = self.task.choosing.sampler
+        if sampler is not None:
+            for variable, value in zip(sampler.variables, self.state["sampler"], strict=True):
+                variable.assign(value)
 
     def finished(self) -> bool:
         """Whether every row has ended."""
@@ -150,7 +211,9 @@ class Batch:
             if name in grown:
                 pads = [(0, 0)] * (len(grown[name].shape) - 1) + [(0, more)]
                 grown[name] = ops.pad(grown[name], pads, constant_values=fill)
-        grown["cache"] = self.decoder.grow(grown["cache"], self.capacity)
+        if "hidden" in grown:  # (rows, slots, width)
+            grown["hidden"] = ops.pad(grown["hidden"], [(0, 0), (0, more), (0, 0)])
+        grown["cache"] = self.decoder.grow(grown["cache"], self.capacity, self.spare)
         self.state = grown
         self._draw()
 
@@ -162,6 +225,10 @@ class Batch:
     def tokens(self) -> np.ndarray:
         """What was chosen, (rows, taken) int32, `pad` behind the end of a row."""
         return ops.convert_to_numpy(self.state["sequence"])[:, self.start : self.start + self.taken]
+
+    def rounds(self) -> list[int | None]:
+        """Of speculative decoding: how often the model was called for each row, behind the prompt."""
+        return [None] * self.rows
 
     def log_probs(self) -> np.ndarray:
         """Log-probabilities of `tokens` under the model, (rows, taken) float32."""

@@ -14,9 +14,9 @@ from keras import ops
 
 from keras_tfm.generation import choosing
 from keras_tfm.generation.batch import Batch
-from keras_tfm.generation.decoder import State, write_column
+from keras_tfm.generation.decoder import State, write_columns
 from keras_tfm.generation.program import to_tensors
-from keras_tfm.generation.request import Request, arranged, text_of, trimmed
+from keras_tfm.generation.request import Request, arranged, decoder_of, text_of, trimmed
 from keras_tfm.models.generative import Generated
 from keras_tfm.ops import kv_cache
 
@@ -55,8 +55,8 @@ class Plan:
         rows = ops.reshape(ops.arange(batch, dtype="int32")[:, None] * beams + beam, (-1,))
         flat = ops.reshape(token, (-1, 1))
         chosen = ops.take_along_axis(ops.take(raw, rows, axis=0), flat, axis=1)
-        sequence = write_column(ops.take(state["sequence"], rows, axis=0), flat, state["filled"])
-        log_probs = write_column(ops.take(state["log_probs"], rows, axis=0), chosen, state["filled"])
+        sequence = write_columns(ops.take(state["sequence"], rows, axis=0), flat, state["filled"])
+        log_probs = write_columns(ops.take(state["log_probs"], rows, axis=0), chosen, state["filled"])
         candidates = {
             "sequence": ops.reshape(sequence, (batch, -1, capacity)),
             "log_probs": ops.reshape(log_probs, (batch, -1, capacity)),
@@ -150,6 +150,8 @@ def generate(
     if early_stopping not in (True, False, "never"):
         raise ValueError(f"early_stopping must be True, False or 'never'; got {early_stopping!r}.")
     request = Request(model, prompts, num_copies=num_beams, **options)
+    if request.proposals is not None or request.contrast is not None or request.choosing.sampler is not None:
+        raise ValueError("num_beams is a search of its own; draft_model, penalty_alpha and sampler are others.")
     if request.choosing.draws:
         raise ValueError("Beam search takes the likeliest; temperature, top_k, top_p, min_p, typical_p and seed draw.")
     if request.stops:
@@ -162,7 +164,7 @@ def generate(
     ends = len(set(request.ends))
     candidates = min(max(2, 1 + ends) * num_beams, num_beams * model.vocabulary_size)
     plan = Plan(num_beams, candidates, float(length_penalty), early_stopping)
-    batch = request.batch(plan)
+    batch = Batch(decoder_of(model), request.task(), plan)
     prompts_count, capacity = batch.rows // num_beams, batch.capacity
     scores = np.full((prompts_count, num_beams), NONE, np.float32)
     scores[:, 0] = 0.0

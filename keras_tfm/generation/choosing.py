@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_tfm.ops.backend import NAME, Tensor
@@ -17,7 +18,7 @@ _HALVINGS = 30  # of an interval of probabilities: its end is then as near as fl
 
 def penalized(logits: Tensor, arrays: dict[str, Tensor], state: dict[str, Any], step: Tensor, static: tuple) -> Tensor:
     """What earlier tokens, bans and minimum lengths make of the logits."""
-    _, ngram, processors = static
+    _, ngram, processors, _ = static
     if "repetition_penalty" in arrays:
         penalty = arrays["repetition_penalty"][:, None]
         logits = ops.where(state["seen"] > 0, ops.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -83,6 +84,33 @@ def choose(logits: Tensor, arrays: dict[str, Tensor], step: Tensor, static: tupl
     temperature = arrays["temperature"]
     drawn = draw(logits / ops.maximum(temperature, 1e-6)[:, None], arrays, step, static[0])
     return ops.where(temperature > 0, drawn, best)
+
+
+def distribution(logits: Tensor, arrays: dict[str, Tensor], static: tuple) -> Tensor:
+    """The probabilities that `choose` draws with, (batch, vocabulary_size) float32; of greedy rows 1 and zeros."""
+    ids = ops.arange(logits.shape[-1], dtype="int32")[None, :]
+    best = ops.cast(ids == ops.cast(ops.argmax(logits, axis=-1), "int32")[:, None], "float32")
+    if "temperature" not in arrays:
+        return best
+    temperature = arrays["temperature"][:, None]
+    logits = logits / ops.maximum(temperature, 1e-6)
+    most = min(static[0], logits.shape[-1])
+    if most:
+        highest, _ = ops.top_k(logits, most)  # (batch, most), falling
+        rank = ops.arange(most, dtype="int32")[None, :]
+        kept = ops.where(rank < arrays["top_k"][:, None], highest, -NEVER)
+        logits = ops.where(logits >= ops.min(kept, axis=-1, keepdims=True), logits, NEVER)
+    weights = allowed(ops.softmax(logits, axis=-1), arrays)
+    return ops.where(temperature > 0, weights / ops.sum(weights, axis=-1, keepdims=True), best)
+
+
+def by_sampler(sampler: Any, logits: Tensor, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A sampler's choice, (batch,) int32, and the values that its random state has then."""
+    with keras.StatelessScope(state_mapping=list(zip(sampler.variables, values, strict=True))) as scope:
+        token = sampler.get_next_token(ops.softmax(logits / sampler.temperature, axis=-1))
+    after = [scope.get_current_value(variable) for variable in sampler.variables]
+    values = [value if new is None else new for new, value in zip(after, values, strict=True)]
+    return ops.cast(ops.reshape(token, (-1,)), "int32"), values
 
 
 def draw(logits: Tensor, arrays: dict[str, Tensor], step: Tensor, most: int) -> Tensor:

@@ -9,12 +9,16 @@ The state of a batch is a dict of tensors:
     step        () int32, tokens chosen so far
     done        (batch,) bool, rows that have ended
     log_probs   (batch, capacity) float32, of chosen tokens under the model, beside `sequence`
+    sampler     random state of a sampler, where there is one
     seen        (batch, vocabulary_size) float32, occurrences in prompt and text, where a setting asks
     counts      (batch, vocabulary_size) float32, occurrences in the text, where a setting asks
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -46,11 +50,12 @@ class Decoder:
         self.traces = 0
         self._programs: dict[Any, Program] = {}
 
-    def program(self, name: str, function: Any, *key: Any) -> Program:
-        """The program of this name and key, made if need be."""
+    def program(self, name: str, function: Any, *key: Any, variables: Sequence[Any] = ()) -> Program:
+        """The program of this name and key, made if need be. `variables`: that it reads beside the model's."""
         found = self._programs.get((name, *key))
         if found is None:
-            found = self._programs[name, *key] = Program(self.model, function, self._traced)
+            every = [*self.model.variables, *variables]
+            found = self._programs[name, *key] = Program(every, function, self._traced)
         return found
 
     def _traced(self) -> None:
@@ -80,41 +85,51 @@ class Decoder:
 
         return self.program("encode", encode, token_ids.shape)(token_ids, padding_mask)
 
-    def empty_cache(self, batch: int, capacity: int, context: Any = None) -> list:
+    def empty_cache(
+        self, batch: int, capacity: int, context: Any = None, dtype: str | None = None, spare: int = 0
+    ) -> list:
         """A cache without tokens; of an encoder-decoder with the context's keys and values."""
         if context is None:
-            return self.backbone.make_cache(batch, capacity)
+            return self.backbone.make_cache(batch, capacity, dtype, spare)
 
         def make(context):
-            return self.backbone.make_cache(batch, capacity, context=context)
+            return self.backbone.make_cache(batch, capacity, dtype, spare, context)
 
-        return self.program("context", make, batch, capacity, tuple(context.shape))(context)
+        return self.program("context", make, batch, capacity, dtype, spare, tuple(context.shape))(context)
 
-    def grow(self, cache: list, capacity: int) -> list:
-        """The cache with room for so many tokens; windowed blocks keep to their window."""
+    def grow(self, cache: list, capacity: int, spare: int = 0) -> list:
+        """The cache with room for so many tokens; windowed blocks keep to their window and the spare ones."""
         blocks = self.backbone.decoder_blocks if self.is_seq2seq else self.backbone.blocks
-        return [
-            {**part, "attention": kv_cache.grow(part["attention"], min(capacity, block.attention.window or capacity))}
-            for block, part in zip(blocks, cache, strict=True)
-        ]
+        grown = []
+        for block, part in zip(blocks, cache, strict=True):
+            window = block.attention.window
+            wanted = capacity if window is None else min(capacity, window + spare)
+            grown.append({**part, "attention": kv_cache.grow(part["attention"], wanted, ring=window is not None)})
+        return grown
 
     # Programs ----------------------------------------------------------------------------------------------------------
 
     def prefill(self, cache: list, token_ids: np.ndarray, padding_mask: np.ndarray, context_mask: Any = None):
         """Read prompts: the cache with them, and the logits behind each row's last token, (batch, vocabulary_size)."""
+        cache, (_, logits) = self._prefill(False, cache, token_ids, padding_mask, context_mask)
+        return cache, logits
 
+    def prefill_all(self, cache: list, token_ids: np.ndarray, padding_mask: np.ndarray, context_mask: Any = None):
+        """As `prefill`, and in front of the logits the hidden states of all tokens, (batch, length, width) float32."""
+        return self._prefill(True, cache, token_ids, padding_mask, context_mask)
+
+    def _prefill(self, everything: bool, cache: list, *arguments: Any):
         def prefill(cache, token_ids, padding_mask, context_mask):
             hidden, cache = self.hidden(token_ids, padding_mask, cache, context_mask)
             places = ops.arange(padding_mask.shape[1], dtype="int32")[None, :]
             last = ops.max(ops.where(padding_mask, places, 0), axis=1)  # (batch,)
-            hidden = ops.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-            return cache, self.logits(hidden)
+            newest = ops.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+            return cache, (ops.cast(hidden, "float32") if everything else (), self.logits(newest))
 
-        key = (token_ids.shape, *shapes(cache), None if context_mask is None else context_mask.shape)
-        run = self.program("prefill", prefill, *key)
         if NAME == "torch":  # one run does not pay for recording it
-            return eagerly(prefill, cache, token_ids, padding_mask, context_mask)
-        return run(cache, token_ids, padding_mask, context_mask)
+            return eagerly(prefill, cache, *arguments)
+        key = (everything, *shapes(cache), *(None if each is None else each.shape for each in arguments))
+        return self.program("prefill", prefill, *key)(cache, *arguments)
 
     def first(self, logits: Tree, state: State, arrays: dict[str, Any], static: tuple, method: Any) -> State:
         """Choose the token that follows the prompts."""
@@ -126,25 +141,48 @@ class Decoder:
             return eagerly(first, logits, state, arrays)
         return self.program("first", first, method, static, *shapes(state), *names(arrays))(logits, state, arrays)
 
-    def run(
-        self, state: State, arrays: dict[str, Any], static: tuple, until: int, context_mask: Any, method: Any
+    def repeat(
+        self, once: Any, state: State, arrays: dict[str, Any], until: int, context_mask: Any, variables: Any = ()
     ) -> State:
-        """Choose tokens until `until` of them were chosen or every row has ended; there must be room for them."""
+        """The state after as many rounds as it takes to choose `until` tokens or to end every row; there must be room.
 
-        def step(state, arrays, context_mask):
-            hidden, cache = self.hidden(state["token"][:, None], None, state["cache"], context_mask)
-            return method(self.logits(hidden[:, 0]), {**state, "cache": cache}, arrays, static)
+        Args:
+            once: (state, arrays, context_mask) to the next state; hashable, and equal to what computes the same.
+            variables: That it reads beside the model's.
+        """
 
         def loop(state, arrays, context_mask, until):
-            return while_going(lambda state: step(state, arrays, context_mask), state, until)
+            return while_going(lambda state: once(state, arrays, context_mask), state, until)
 
-        key = (method, static, *shapes(state), *names(arrays), None if context_mask is None else context_mask.shape)
+        key = (once, *shapes(state), *names(arrays), None if context_mask is None else context_mask.shape)
         if NAME == "torch":
-            run = self.program("step", step, *key)
+            run: Any = self.program("once", once, *key, variables=variables)
+            if "sampler" in state:  # whose random state cannot be recorded
+                run = functools.partial(eagerly, once)
             while int(state["step"]) < until and not bool(state["done"].all()):
                 state = run(state, arrays, context_mask)
             return state
-        return self.program("loop", loop, *key)(state, arrays, context_mask, np.int32(until))
+        return self.program("loop", loop, *key, variables=variables)(state, arrays, context_mask, np.int32(until))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token for each row: read the one last chosen, then choose.
+
+    Attributes:
+        decoder: Of the model.
+        method: Logits to the next state, as `advance`.
+        static: See `Choosing.static`.
+    """
+
+    decoder: Decoder
+    method: Any
+    static: tuple
+
+    def __call__(self, state: State, arrays: dict[str, Any], context_mask: Any) -> State:
+        """The state after it."""
+        hidden, cache = self.decoder.hidden(state["token"][:, None], None, state["cache"], context_mask)
+        return self.method(self.decoder.logits(hidden[:, 0]), {**state, "cache": cache}, arrays, self.static)
 
 
 def while_going(step: Any, state: State, until: Any) -> State:
@@ -165,16 +203,24 @@ def while_going(step: Any, state: State, until: Any) -> State:
 
 def advance(logits: Any, state: State, arrays: dict[str, Any], static: tuple) -> State:
     """Choose a token for each row and write it down."""
+    wanted, state = choosing.penalized(logits, arrays, state, state["step"], static), {**state}
+    if static[3] is None:
+        token = choosing.choose(wanted, arrays, state["step"], static)
+    else:
+        token, state["sampler"] = choosing.by_sampler(static[3], wanted, state["sampler"])
+    return taken(token, logits, state, arrays)
+
+
+def taken(token: Any, logits: Any, state: State, arrays: dict[str, Any]) -> State:
+    """The state with the tokens chosen, (batch,) int32, written down."""
     step = state["step"]
-    log_probs = ops.log_softmax(logits, axis=-1)
-    token = choosing.choose(choosing.penalized(logits, arrays, state, step, static), arrays, step, static)
-    chosen = ops.take_along_axis(log_probs, token[:, None], axis=1)  # (batch, 1)
+    chosen = ops.take_along_axis(ops.log_softmax(logits, axis=-1), token[:, None], axis=1)  # (batch, 1)
     token = ops.where(state["done"], arrays["pad"], token)
     after = {
         **state,
         "token": token,
-        "sequence": write_column(state["sequence"], token[:, None], state["filled"]),
-        "log_probs": write_column(state["log_probs"], chosen, state["filled"]),
+        "sequence": write_columns(state["sequence"], token[:, None], state["filled"]),
+        "log_probs": write_columns(state["log_probs"], chosen, state["filled"]),
         "filled": state["filled"] + 1,
         "step": step + 1,
     }
@@ -187,11 +233,14 @@ def advance(logits: Any, state: State, arrays: dict[str, Any], static: tuple) ->
     return after
 
 
-def write_column(into: Any, column: Any, place: Any) -> Any:
-    """(batch, slots) with (batch, 1) in a slot."""
+def write_columns(into: Any, columns: Any, place: Any) -> Any:
+    """(batch, slots, …) with (batch, new, …) in its slots from `place` on."""
+    columns = ops.cast(columns, into.dtype)
     if NAME == "torch":
-        return into.index_copy(1, place.reshape(1).long(), column.to(into.dtype))
-    return ops.slice_update(into, (0, place), ops.cast(column, into.dtype))
+        import torch
+
+        return into.index_copy(1, place.long() + torch.arange(columns.shape[1], device=into.device), columns)
+    return ops.slice_update(into, (0, place, *[0] * (len(into.shape) - 2)), columns)
 
 
 def shapes(tree: Tree) -> tuple[Any, ...]:

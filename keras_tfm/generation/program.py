@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -34,16 +35,16 @@ class Program:
     """A function of a model, compiled when it is first called; it always sees the model's present weights.
 
     Args:
-        model: Its variables are the function's weights.
+        variables: The function's weights.
         function: (*trees of tensors) -> tree of tensors; reads variables, changes none.
         traced: Called whenever the function is traced anew.
 
     Calling it takes the same arguments: nested dicts and lists of tensors and NumPy arrays, always of the same shapes.
     """
 
-    def __init__(self, model: keras.Model, function: Callable[..., Tree], traced: Callable[[], None]):
-        self.model, self.function, self.traced = model, function, traced
-        self._variables = list(model.variables)
+    def __init__(self, variables: Sequence[Any], function: Callable[..., Tree], traced: Callable[[], None]):
+        self.function, self.traced = function, traced
+        self._variables = list(variables)
         self._run: Callable[..., Tree] | None = None
 
     def __call__(self, *arguments: Tree) -> Tree:
@@ -71,8 +72,9 @@ class Program:
             self.traced()
             return self.function(*arguments)
 
-        # Variables are read where they are: what they hold when the program runs.
-        return tf.function(traced, jit_compile=True, autograph=False)
+        # Variables are read where they are: what they hold when the program runs. A partial, for TensorFlow counts
+        # tracings by code object, and takes many programs for one that is traced again and again.
+        return tf.function(functools.partial(traced), jit_compile=True, autograph=False)
 
     def _torch(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
         """The operations that one run performs, without the layers around them: Keras costs more than the arithmetic."""

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_tfm.generation.batch import Batch, Prefix
+from keras_tfm.generation.batch import Batch, Prefix, Task
 from keras_tfm.generation.chat import chat_ids, is_chat
-from keras_tfm.generation.decoder import Decoder, advance
+from keras_tfm.generation.contrastive import Contrastive
+from keras_tfm.generation.decoder import Decoder
 from keras_tfm.generation.settings import Choosing
+from keras_tfm.generation.speculative import Draft, Lookup, Rows, Speculative
 from keras_tfm.generation.text import TextStream
 from keras_tfm.layers.base import check_names
 from keras_tfm.models.generative import Generated
@@ -52,9 +54,14 @@ class Request:
         prefix: Prefix | None = None,
         num_return_sequences: int = 1,
         num_copies: int = 1,
+        draft_model: Any = None,
+        num_speculative_tokens: int | None = None,
+        penalty_alpha: float | None = None,
+        cache_dtype: str | None = None,
         **options: Any,
     ):
         self.model, self.prefix = model, prefix
+        self.cache_dtype = checked_dtype(cache_dtype)
         check_names("generate", options, [field.name for field in dataclasses.fields(Choosing)])
         metadata = model.backbone.config.metadata or {}
         tokenizer = model.tokenizer
@@ -97,6 +104,8 @@ class Request:
         if prefix is not None:
             if self.sources is not None:
                 raise ValueError("A prefix is read by a decoder; this model's prompts are read by its encoder.")
+            if cache_dtype is not None:
+                raise ValueError("A prefix has its cache already; give cache_dtype to model.prefix.")
             rows = [[*prefix.token_ids.tolist(), *row] for row in rows]
         for index, row in enumerate(rows):
             if not row:
@@ -106,14 +115,25 @@ class Request:
         self.prompts = [row for row in rows for _ in range(copies)]
         if self.sources is not None:
             self.sources = [row for row in self.sources for _ in range(copies)]
+        self.contrast = None if penalty_alpha is None else contrast_of(penalty_alpha, options)
         self.choosing = Choosing(**options)
         self.choosing.check(model.vocabulary_size)
-        if self.returned > 1 and not self.choosing.draws:
+        if self.returned > 1 and not self.choosing.draws and self.choosing.sampler is None:
             raise ValueError(
                 f"num_return_sequences={self.returned} without temperature or beams would be the same text each time."
             )
+        if self.contrast is not None and (self.choosing.draws or prefix is not None or draft_model is not None):
+            raise ValueError("Contrastive search (penalty_alpha) takes no draws, no prefix and no draft_model.")
         self.max_new_tokens = self._lengths(max_new_tokens)
         self._check_room()
+        self.proposals = None
+        if draft_model is not None:
+            self.proposals = self._proposals(draft_model)
+        elif num_speculative_tokens is not None:
+            raise ValueError("num_speculative_tokens is of a draft_model; give one, or 'prompt_lookup'.")
+        self.proposed = 5 if num_speculative_tokens is None else num_speculative_tokens
+        if not isinstance(self.proposed, int) or self.proposed < 1:
+            raise ValueError(f"num_speculative_tokens must be an int of at least 1; got {num_speculative_tokens!r}.")
         fewest = self.choosing.min_new_tokens
         if fewest is not None and np.max(fewest) > self.max_new_tokens.max():
             raise ValueError(f"min_new_tokens={fewest} exceeds max_new_tokens={self.max_new_tokens.max()}.")
@@ -148,10 +168,30 @@ class Request:
                         + " or load the model with a larger max_sequence_length, if its positions allow that."
                     )
 
-    def batch(self, method: Any = advance) -> Batch:
-        """The work; `method` says how tokens are chosen."""
-        return Batch(
-            decoder_of(self.model),
+    def _proposals(self, draft: Any) -> Draft | Lookup:
+        """Where the tokens of speculative decoding come from."""
+        if self.choosing.sampler is not None:
+            raise ValueError("A sampler's choice cannot be foretold: draft_model takes temperature, top_k, top_p, …")
+        if isinstance(draft, str):
+            if draft != "prompt_lookup":
+                raise ValueError(f"draft_model must be a model or 'prompt_lookup'; got {draft!r}.")
+            return Lookup()
+        if type(draft) is not type(self.model):
+            raise ValueError(f"draft_model must be a {type(self.model).__name__} too; got {type(draft).__name__}.")
+        if draft.vocabulary_size != self.model.vocabulary_size:
+            raise ValueError(
+                f"draft_model must share the vocabulary: its vocabulary_size is {draft.vocabulary_size}, "
+                f"the model's {self.model.vocabulary_size}."
+            )
+        limit = draft.backbone.config.max_sequence_length
+        most = max(len(row) + int(more) for row, more in zip(self.prompts, self.max_new_tokens, strict=True))
+        if limit is not None and most > limit:
+            raise ValueError(f"draft_model reads at most max_sequence_length={limit} tokens; {most} may be needed.")
+        return Draft(decoder_of(draft))
+
+    def task(self) -> Task:
+        """What is to be written."""
+        return Task(
             self.prompts,
             self.choosing,
             self.max_new_tokens,
@@ -159,14 +199,53 @@ class Request:
             self.pad,
             self.sources,
             self.prefix,
-            method,
             self.forced_end,
+            self.cache_dtype,
         )
+
+    def batch(self) -> Batch | Rows:
+        """The work, as whoever chooses the tokens does it."""
+        task = self.task()
+        decoder = decoder_of(self.model)
+        if self.contrast is not None:
+            candidates, penalty = self.contrast
+            return Contrastive(decoder, task, min(candidates, self.model.vocabulary_size), penalty)
+        if self.proposals is None:
+            return Batch(decoder, task)
+        limits = [self.model.backbone.config.max_sequence_length]
+        if isinstance(self.proposals, Draft):
+            limits.append(self.proposals.decoder.config.max_sequence_length)
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        rows = range(len(self.prompts))
+        return Rows([Speculative(decoder, task.row(row), self.proposals, self.proposed, limit) for row in rows])
 
     def streams(self) -> list[TextStream]:
         """The text of each row, as it comes."""
         before = [[] if self.sources is not None else prompt for prompt in self.prompts]
         return [TextStream(self.model.tokenizer, prompt, self.stops) for prompt in before]
+
+
+def checked_dtype(dtype: Any) -> str | None:
+    """A cache's dtype.
+
+    Raises:
+        ValueError: for what keys and values cannot be kept in.
+    """
+    known = ("float32", "bfloat16", "float16", "int8")
+    if dtype not in (None, *known):
+        raise ValueError(f"cache_dtype must be one of {known}; got {dtype!r}.")
+    return dtype
+
+
+def contrast_of(penalty_alpha: Any, options: dict[str, Any]) -> tuple[int, float]:
+    """Candidates and penalty of contrastive search; takes top_k, the candidates, out of the options."""
+    candidates = options.pop("top_k", None)
+    candidates = 4 if candidates is None else candidates
+    if not isinstance(candidates, int) or candidates < 2:
+        raise ValueError(f"Contrastive search looks at top_k candidates, an int of at least 2; got {candidates!r}.")
+    if not isinstance(penalty_alpha, (int, float)) or not 0 <= penalty_alpha <= 1:
+        raise ValueError(f"penalty_alpha must be a number from 0 to 1; got {penalty_alpha!r}.")
+    return candidates, float(penalty_alpha)
 
 
 def text_of(request: Request, row: int, ids: np.ndarray) -> str | None:

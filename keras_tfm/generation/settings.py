@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,8 @@ class Choosing:
         processors: Called with (token_ids, logits) and giving logits: token_ids (batch, slots) int32, right-aligned up to
             the token last chosen, -1 elsewhere; logits (batch, vocabulary_size) float32. Of backend ops only.
         seed: Of the draws: the same seed gives the same tokens. Row r of a batch draws from the seed's stream r.
+        sampler: In place of the draw: an object with `get_next_token(probabilities)`, (batch, vocabulary_size) float32 to
+            (batch,) ids, `temperature` and `variables`, as KerasHub's samplers are.
 
     The first six, both penalties and min_new_tokens may be lists with a value for each prompt.
     """
@@ -64,6 +67,7 @@ class Choosing:
     forced_tokens: Sequence[int | None] = ()
     processors: Sequence[Callable[..., Any]] = field(default_factory=tuple)
     seed: int | None = None
+    sampler: Any = None
 
     def check(self, vocabulary_size: int) -> None:
         """Raise ValueError for what cannot be meant."""
@@ -99,6 +103,11 @@ class Choosing:
         for processor in self.processors:
             if not callable(processor):
                 raise ValueError(f"processors must be callables (token_ids, logits) -> logits; got {processor!r}.")
+
+    def row(self, row: int) -> Choosing:
+        """What is said of one row."""
+        listed = {name: getattr(self, name) for name in RANGES if np.size(getattr(self, name)) > 1}
+        return dataclasses.replace(self, **{name: value[row] for name, value in listed.items()})
 
     @property
     def draws(self) -> bool:
@@ -149,7 +158,7 @@ class Choosing:
     def static(self, arrays: dict[str, np.ndarray]) -> tuple[Any, ...]:
         """What a compiled program depends on, apart from the arrays' shapes."""
         most = 0 if "top_k" not in arrays else 1 << int(arrays["top_k"].max() - 1).bit_length()
-        return (most, self.no_repeat_ngram, tuple(self.processors))
+        return (most, self.no_repeat_ngram, tuple(self.processors), self.sampler)
 
 
 def uniforms(seed: int, rows: Sequence[int], count: int) -> np.ndarray:

@@ -11,7 +11,17 @@ from keras import ops
 
 from keras_tfm.generation import beam, buckets
 from keras_tfm.generation.batch import Prefix, padded
-from keras_tfm.generation.request import Request, arranged, decoder_of, text_of, token_rows, trimmed, without_end
+from keras_tfm.generation.request import (
+    Request,
+    arranged,
+    checked_dtype,
+    decoder_of,
+    text_of,
+    token_rows,
+    trimmed,
+    without_end,
+)
+from keras_tfm.generation.samplers import options_of
 from keras_tfm.models.generative import Generated
 
 CHUNK = 16  # tokens between two looks at the text for stop strings
@@ -20,6 +30,7 @@ PACE = 0.03  # seconds between two pieces of a stream
 
 def generate(model: Any, prompts: Any, *, return_details: bool = False, **options: Any) -> Any:
     """See `Generative.generate`."""
+    options = with_sampler(options)
     if options.get("num_beams") is not None:
         return beam.generate(model, prompts, return_details=return_details, **options)
     options.pop("num_beams", None)
@@ -37,7 +48,7 @@ def generate(model: Any, prompts: Any, *, return_details: bool = False, **option
             fed = tokens.shape[1]
             batch.end(np.array([stream.stopped for stream in streams]))
             more = more and not batch.finished()
-    tokens, log_probs = batch.tokens(), batch.log_probs()
+    tokens, log_probs, rounds = batch.tokens(), batch.log_probs(), batch.rounds()
     results = []
     for row in range(len(request.prompts)):
         ids = trimmed(tokens[row], request.ends, int(request.max_new_tokens[row]))
@@ -45,13 +56,25 @@ def generate(model: Any, prompts: Any, *, return_details: bool = False, **option
         if streams and streams[row].stopped:
             ids, reason = ids[: streams[row].used], "stop"
         text = text_of(request, row, ids)
-        results.append(Generated(text, ids, log_probs[row, : len(ids)], reason))
+        results.append(Generated(text, ids, log_probs[row, : len(ids)], reason, rounds=rounds[row]))
     return arranged(request, results, return_details)
+
+
+def with_sampler(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with what a sampler says in their words."""
+    if options.get("sampler") is None:
+        return options
+    found = options_of(options["sampler"])
+    others = {name: value for name, value in options.items() if name != "sampler"}
+    both = [name for name in found if others.get(name) is not None]
+    if both:
+        raise ValueError(f"The sampler says {found}; {both} cannot be given beside it.")
+    return others | found
 
 
 def stream(model: Any, prompt: Any, **options: Any) -> Iterator[str]:
     """See `Generative.stream`."""
-    request = Request(model, prompt, **options)
+    request = Request(model, prompt, **with_sampler(options))
     if not request.single or request.returned > 1:
         raise ValueError("stream takes one prompt and gives one text; generate takes many.")
     if model.tokenizer is None:
@@ -109,7 +132,7 @@ def score(model: Any, texts: Any, *, batch_size: int = 16) -> Any:
     return results[0] if single else results
 
 
-def read(model: Any, text: Any) -> Prefix:
+def read(model: Any, text: Any, *, cache_dtype: str | None = None) -> Prefix:
     """See `Generative.prefix`."""
     (row,), single, _ = token_rows(model, [text] if isinstance(text, str) else text)
     del single
@@ -122,5 +145,5 @@ def read(model: Any, text: Any) -> Prefix:
     ids, mask = padded([known], buckets.prompt(len(known)))
     if len(row) == 1:
         mask[:] = False
-    cache, _ = decoder.prefill(decoder.empty_cache(1, ids.shape[1]), ids, mask)
+    cache, _ = decoder.prefill(decoder.empty_cache(1, ids.shape[1], dtype=checked_dtype(cache_dtype)), ids, mask)
     return Prefix(np.array(row, np.int32), cache)

@@ -124,11 +124,19 @@ class MultiHeadSelfAttention(Attention):
                 heads = (self.num_heads, self._head_dim)
                 self.position.build((None, None, *((width,) if self.position.projected else heads)))
 
-    def make_cache(self, batch: int, capacity: int, dtype: str | None = None) -> kv_cache.Cache:
-        """An empty cache for `batch` rows of up to `capacity` tokens; a windowed layer keeps no more than its window."""
+    def make_cache(self, batch: int, capacity: int, dtype: str | None = None, spare: int = 0) -> kv_cache.Cache:
+        """An empty cache.
+
+        Args:
+            batch: Rows.
+            capacity: Tokens that each row may come to; a windowed layer keeps no more than its window.
+            dtype: Of keys and values. Default: the compute dtype. "int8" takes a quarter of float32's memory.
+            spare: Tokens that a windowed layer keeps beyond its window, for as many to be dropped again.
+        """
         if not self.causal:
             raise ValueError("A cache serves causal attention; this layer was built with causal=False.")
-        capacity = min(capacity, self.window or capacity)
+        if self.window is not None:
+            capacity = min(capacity, self.window + spare)
         return kv_cache.create(batch, capacity, self._kv_heads, self._head_dim, dtype or self.compute_dtype)
 
     def call(

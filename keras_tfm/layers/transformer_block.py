@@ -220,9 +220,9 @@ class TransformerBlock(Layer):
 
     # Calling ---------------------------------------------------------------------------------------------------------
 
-    def make_cache(self, batch: int, capacity: int, dtype: str | None = None) -> dict[str, Any]:
+    def make_cache(self, batch: int, capacity: int, dtype: str | None = None, spare: int = 0) -> dict[str, Any]:
         """An empty cache of this block: see `MultiHeadSelfAttention.make_cache`."""
-        return {"attention": self.attention.make_cache(batch, capacity, dtype)}
+        return {"attention": self.attention.make_cache(batch, capacity, dtype, spare)}
 
     def call(
         self,

@@ -79,9 +79,11 @@ class TransformerDecoderBlock(TransformerBlock):
             if context_shape is not None:
                 self._widths = (*self._widths, ("context", context_shape[-1]))
 
-    def make_cache(self, batch: int, capacity: int, dtype: str | None = None, context=None) -> dict[str, Any]:
+    def make_cache(
+        self, batch: int, capacity: int, dtype: str | None = None, spare: int = 0, context=None
+    ) -> dict[str, Any]:
         """An empty cache of self-attention, and the context's keys and values where there is cross-attention."""
-        cache = super().make_cache(batch, capacity, dtype)
+        cache = super().make_cache(batch, capacity, dtype, spare)
         if self.cross_attention is not None:
             if context is None:
                 raise ValueError("This block attends to a context: make_cache needs it.")

@@ -188,10 +188,15 @@ class Backbone(Pretrained, NamedInputsModel):
         """
         return self._run(self.standardize(inputs), return_scores=True, training=False)[2]
 
-    def make_cache(self, batch: int, capacity: int, dtype: str | None = None, context: Any = None) -> list:
-        """An empty cache for `batch` rows of up to `capacity` tokens; of an encoder-decoder, give `encode`'s output."""
+    def make_cache(
+        self, batch: int, capacity: int, dtype: str | None = None, spare: int = 0, context: Any = None
+    ) -> list:
+        """An empty cache for `batch` rows of up to `capacity` tokens; of an encoder-decoder, give `encode`'s output.
+
+        `dtype` and `spare` are those of `MultiHeadSelfAttention.make_cache`.
+        """
         stack = self._decoder if self._decoder is not None else self._main
-        return stack.make_cache(batch, capacity, dtype, context)
+        return stack.make_cache(batch, capacity, dtype, spare, context)
 
     def cached_call(self, inputs: Any, cache: list) -> tuple[Any, list]:
         """Hidden states of the next tokens of each row, and the cache with them.

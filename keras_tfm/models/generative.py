@@ -23,6 +23,7 @@ class Generated:
             temperature, penalties and bans. Of a scored text of the tokens behind the first, so one fewer.
         reason: Why it ends: "end" (of text), "stop" (a stop string), "length"; "" of a scored text.
         score: Of beam search: the sum of log_probs over length ** length_penalty.
+        rounds: Of speculative decoding: how often the model was called behind the prompt, for len(token_ids) - 1 tokens.
     """
 
     text: str | None
@@ -30,6 +31,7 @@ class Generated:
     log_probs: np.ndarray
     reason: str
     score: float | None = None
+    rounds: int | None = None
 
     @classmethod
     def scored(cls, token_ids: np.ndarray, log_probs: np.ndarray) -> Generated:
@@ -84,8 +86,12 @@ class Generative:
             options: `min_p`, `typical_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`,
                 `no_repeat_ngram`, `min_new_tokens`, `forbidden_tokens`, `forced_tokens`, `processors` (see
                 `keras_tfm.generation.Choosing`; most may be lists with a value for each prompt); `num_return_sequences`;
-                `prefix`, from `prefix`; and `num_beams` with `length_penalty` and `early_stopping` (see
-                `keras_tfm.generation.beam_search`).
+                `prefix`, from `prefix`; `cache_dtype`, of keys and values ("int8" takes a quarter of float32's memory);
+                `num_beams` with `length_penalty` and `early_stopping` (see `keras_tfm.generation.beam_search`);
+                `penalty_alpha`, from 0 to 1, with `top_k` candidates (contrastive search, Su et al. 2022);
+                `draft_model`, a smaller model with the same vocabulary, or "prompt_lookup", which proposes
+                `num_speculative_tokens` tokens at once (Leviathan et al. 2023; rows are written one after another);
+                `sampler`, a name or an object of KerasHub's.
 
         Returns:
             Strings for strings, arrays of ids for ids; one for one prompt, a list for many; of each a list with
@@ -122,6 +128,6 @@ class Generative:
         """
         return Generative.functions["score"](self, texts, batch_size=batch_size)
 
-    def prefix(self, text: Any) -> Any:
+    def prefix(self, text: Any, *, cache_dtype: str | None = None) -> Any:
         """Read what many prompts begin with once: pass the result to `generate(prompts, prefix=...)`."""
-        return Generative.functions["prefix"](self, text)
+        return Generative.functions["prefix"](self, text, cache_dtype=cache_dtype)

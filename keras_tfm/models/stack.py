@@ -185,10 +185,12 @@ class Stack:
             x = self.final_norm(x)
         return x, (updated if cache is not None else None), (scores if return_scores else None)
 
-    def make_cache(self, batch: int, capacity: int, dtype: str | None = None, context: Any = None) -> list:
+    def make_cache(
+        self, batch: int, capacity: int, dtype: str | None = None, spare: int = 0, context: Any = None
+    ) -> list:
         """An empty cache for every block."""
         extra = {"context": context} if context is not None else {}
-        return [block.make_cache(batch, capacity, dtype, **extra) for block in self.blocks]
+        return [block.make_cache(batch, capacity, dtype, spare, **extra) for block in self.blocks]
 
 
 def _cross_attention(config: TransformerConfig, index: int) -> Any:

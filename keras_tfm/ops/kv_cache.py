@@ -3,10 +3,12 @@
     key, value   (batch, kv_heads, capacity, head_dim), each head's slots side by side, as products want them
     positions    (batch, capacity) int32, where each slot's token stands in its row; -1 marks an empty slot
     length       (batch,) int32, how many tokens each row has seen
+    key_scale, value_scale   (batch, kv_heads, capacity, 1) float32, of an int8 cache: what a unit of a slot's vector is
 
 Only a row's real tokens are kept, in order: padding on either side leaves no trace, so a ragged batch is cached as its
 rows would be alone. Rows end together: the last token of each lies in slot max(length) - 1, so that a step writes one
-slice for all of them. With a window the cache is a ring of `window` slots.
+slice for all of them. With a window the cache is a ring of `window` slots, and some to spare where tokens are to be
+dropped again.
 """
 
 from __future__ import annotations
@@ -22,14 +24,21 @@ Cache = dict[str, Tensor]
 
 
 def create(batch: int, capacity: int, num_key_value_heads: int, head_dim: int, dtype: str = "float32") -> Cache:
-    """An empty cache for `capacity` tokens a row. Its arrays take 2 * batch * capacity * kv_heads * head_dim elements."""
+    """An empty cache for `capacity` tokens a row. Its arrays take 2 * batch * capacity * kv_heads * head_dim elements.
+
+    With dtype "int8" each vector is kept as integers from -127 to 127 and a scale, four bytes more: vectors that come out
+    differ by up to 1/254 of their largest element from those put in.
+    """
     shape = (batch, num_key_value_heads, capacity, head_dim)
-    return {
+    cache = {
         "key": ops.zeros(shape, dtype=dtype),
         "value": ops.zeros(shape, dtype=dtype),
         "positions": ops.full((batch, capacity), -1, dtype="int32"),
         "length": ops.zeros((batch,), dtype="int32"),
     }
+    if dtype == "int8":
+        cache |= {name: ops.zeros((*shape[:3], 1), dtype="float32") for name in ("key_scale", "value_scale")}
+    return cache
 
 
 def next_positions(cache: Cache, padding_mask: Tensor | None, queries: int | Tensor) -> Tensor:
@@ -68,15 +77,12 @@ def update(
         padding_mask = ops.cast(padding_mask, "bool")
         count = ops.sum(ops.cast(padding_mask, "int32"), axis=1)
         positions = ops.where(padding_mask, positions, -1)
-    new = {"key": to_slots(key, cache), "value": to_slots(value, cache), "positions": positions}
+    new = {**_stored("key", key, cache), **_stored("value", value, cache), "positions": positions}
     length = {"length": cache["length"] + count}
     if ring and (key.shape[1] != 1 or padding_mask is not None):
         # Earlier queries of the chunk still need what later ones push out: attend to old and new, then keep the last.
         seen = {name: ops.concatenate([cache[name], new[name]], axis=_slot_axis(new[name])) for name in new}
-        newest = ops.argsort(seen["positions"], axis=1)[:, -capacity:]  # the last `capacity` tokens, empty slots first
-        slots = (ops.max(length["length"]) - capacity + ops.arange(capacity, dtype="int32")) % capacity
-        newest = ops.take(newest, ops.argsort(slots), axis=1)  # each to its slot, so that steps overwrite the oldest
-        kept = {name: _pick(seen[name], newest) for name in seen}
+        kept = _newest(seen, length["length"], capacity)
     else:
         _check_room(cache, count, ring)
         if padding_mask is None:
@@ -86,18 +92,44 @@ def update(
         else:
             kept = _fill(cache, new, padding_mask, count)
         seen = kept
-    return kept | length, from_slots(seen["key"]), from_slots(seen["value"]), seen["positions"]
+    return kept | length, _restored("key", seen), _restored("value", seen), seen["positions"]
 
 
-def to_slots(x: Tensor, cache: Cache | None = None) -> Tensor:
-    """(batch, length, kv_heads, head_dim) as a cache has it, in the cache's dtype."""
-    x = ops.transpose(x, (0, 2, 1, 3))
-    return x if cache is None else ops.cast(x, cache["key"].dtype)
+def _stored(name: str, x: Tensor, cache: Cache) -> Cache:
+    """(batch, length, kv_heads, head_dim) as the cache has it."""
+    x = to_slots(x)
+    if f"{name}_scale" not in cache:
+        return {name: ops.cast(x, cache[name].dtype)}
+    x = ops.cast(x, "float32")
+    scale = ops.max(ops.abs(x), axis=-1, keepdims=True) / 127.0
+    units = ops.round(x / ops.where(scale > 0, scale, 1.0))
+    return {name: ops.cast(units, "int8"), f"{name}_scale": scale}
+
+
+def _restored(name: str, seen: Cache) -> Tensor:
+    """The inverse of `_stored`."""
+    x = seen[name]
+    if f"{name}_scale" in seen:
+        x = ops.cast(x, "float32") * seen[f"{name}_scale"]
+    return from_slots(x)
+
+
+def to_slots(x: Tensor) -> Tensor:
+    """(batch, length, kv_heads, head_dim) with each head's slots side by side."""
+    return ops.transpose(x, (0, 2, 1, 3))
 
 
 def from_slots(x: Tensor) -> Tensor:
     """The inverse of `to_slots`; costs nothing, where what follows turns it back."""
     return ops.transpose(x, (0, 2, 1, 3))
+
+
+def _newest(seen: Cache, length: Tensor, capacity: int) -> Cache:
+    """The last `capacity` tokens of each row, in the slots of a ring where steps overwrite the oldest."""
+    newest = ops.argsort(seen["positions"], axis=1)[:, -capacity:]  # empty slots first
+    slots = (ops.max(length) - capacity + ops.arange(capacity, dtype="int32")) % capacity
+    newest = ops.take(newest, ops.argsort(slots), axis=1)
+    return {name: _pick(array, newest) for name, array in seen.items()}
 
 
 def _fill(cache: Cache, new: Cache, padding_mask: Tensor, count: Tensor) -> Cache:
@@ -172,14 +204,27 @@ def gather_rows(cache: Cache, rows: Tensor) -> Cache:
     return {name: ops.take(array, rows, axis=0) for name, array in cache.items()}
 
 
-def grow(cache: Cache, capacity: int) -> Cache:
-    """The cache with room for `capacity` tokens; a ring must not have come round yet."""
+def drop_last(cache: Cache, count: Tensor) -> Cache:
+    """The cache without the last tokens of each row, equally many of all. `count`: () int32.
+
+    A ring must have had as many slots to spare: what its window still shows must not have been overwritten.
+    """
+    length = cache["length"] - count
+    dropped = cache["positions"] >= length[:, None]
+    return {**cache, "length": length, "positions": ops.where(dropped, -1, cache["positions"])}
+
+
+def grow(cache: Cache, capacity: int, *, ring: bool = False) -> Cache:
+    """The cache with room for `capacity` tokens. A ring is laid out anew, for it may have come round."""
     more = capacity - cache["positions"].shape[1]
     if more <= 0:
         return cache
-    grown = dict(cache)
-    for name, fill in (("key", 0), ("value", 0), ("positions", -1)):
-        pads = [(0, 0)] * len(cache[name].shape)
-        pads[_slot_axis(cache[name])] = (0, more)
-        grown[name] = ops.pad(cache[name], pads, constant_values=fill)
-    return grown
+    grown = {}
+    for name, array in cache.items():
+        if name != "length":
+            pads = [(0, 0)] * len(array.shape)
+            pads[_slot_axis(array)] = (0, more)
+            grown[name] = ops.pad(array, pads, constant_values=-1 if name == "positions" else 0)
+    if ring:
+        grown = _newest(grown, cache["length"], capacity)
+    return {**grown, "length": cache["length"]}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import numpy, weight_gradients
+from helpers import BACKEND, numpy, weight_gradients
 from keras import ops
 
 import keras_tfm as tfm
@@ -100,7 +100,7 @@ def differences():
     found: dict[str, dict[str, float]] = {}
     yield found
     if os.environ.get("KERAS_TFM_FAMILIES"):
-        Path(os.environ["KERAS_TFM_FAMILIES"]).write_text(json.dumps(found), "utf-8")
+        Path(os.environ["KERAS_TFM_FAMILIES"].format(backend=BACKEND)).write_text(json.dumps(found), "utf-8")
 
 
 def compare(task, ours, theirs, mask):

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 import keras_tfm as tfm
 from keras_tfm.data import KerasHubTokenizer, TextBatches, Tokenizer, accepted, as_tokenizer
 
+pytestmark = pytest.mark.once
+
 hub = pytest.importorskip("keras_hub")
 pytest.importorskip("sentencepiece")
 

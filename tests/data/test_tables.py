@@ -4,6 +4,8 @@ import pytest
 
 from keras_tfm.data import read_table
 
+pytestmark = pytest.mark.once
+
 
 def write(tmp_path, content, name="data.csv"):
     path = tmp_path / name

@@ -12,6 +12,8 @@ from keras_tfm.data import Tokenizer, as_tokenizer
 from keras_tfm.data.accepted import from_directory, from_json
 
 PAD, UNK, CLS, SEP = 0, 1, 2, 3
+pytestmark = pytest.mark.once
+
 TOKENIZER = train_word_piece()
 
 

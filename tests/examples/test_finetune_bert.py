@@ -15,6 +15,8 @@ from data.word_piece import train_word_piece
 
 import keras_tfm as tfm
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.append(str(EXAMPLES))
 

@@ -11,50 +11,10 @@ from keras import ops
 import keras_tfm as tfm
 from keras_tfm.generation.request import decoder_of
 
-VOCABULARY = 61
-SIZES = dict(
-    num_layers=2, hidden_dim=32, num_heads=4, intermediate_dim=48, vocabulary_size=VOCABULARY, max_sequence_length=400
-)
-RELATIVE = {"kind": "relative", "num_buckets": 8, "max_distance": 20, "bidirectional": False}
-MODELS = {
-    "learned": {},
-    "rotary, grouped": {"position": "rotary", "num_key_value_heads": 2},
-    "alibi, window": {"position": "alibi", "window": 5},
-    "relative, sinks": {"position": RELATIVE, "attention": {"sinks": "learned"}},
-    "windows in turn": {"position": "rotary", "layer_pattern": [{"window": 4}, {}]},
-    "experts": {
-        "position": "rotary",
-        "gated": True,
-        "feed_forward": {"kind": "mixture_of_experts", "num_experts": 3, "top_k": 2},
-    },
-}
-PROMPTS = [np.random.default_rng(n).integers(1, VOCABULARY, n).tolist() for n in (3, 17, 9)]
-_made: dict[str, tfm.CausalLM] = {}
+from .models import MODELS, PROMPTS, SIZES, VOCABULARY, logits_of, model_of, naive
 
 
-def model_of(name: str) -> tfm.CausalLM:
-    if name not in _made:
-        _made[name] = fill_weights(tfm.CausalLM(tfm.models.gpt(**SIZES, **MODELS[name])), 0.3)
-    return _made[name]
-
-
-def logits_of(model, ids: list[int]) -> np.ndarray:
-    """Of the token behind `ids`, uncached."""
-    width = -(-len(ids) // 32) * 32
-    padded = np.zeros((1, width), "int32")
-    padded[0, : len(ids)] = ids
-    mask = np.arange(width)[None] < len(ids)
-    return numpy(model({"token_ids": padded, "padding_mask": mask}))[0, len(ids) - 1]
-
-
-def naive(model, prompt: list[int], count: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(logits_of(model, ids).argmax()))
-    return ids[len(prompt) :]
-
-
-@pytest.mark.parametrize("name", MODELS if BACKEND == "torch" else ["rotary, grouped", "windows in turn"])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_ragged_batch_is_written_as_the_model_would_without_a_cache(name):
     model = model_of(name)
     results = model.generate(PROMPTS, 12, return_details=True)
@@ -66,6 +26,16 @@ def test_a_ragged_batch_is_written_as_the_model_would_without_a_cache(name):
             logits = logits_of(model, ids[: len(prompt) + place]).astype(np.float64)
             log_prob = logits[result.token_ids[place]] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
             assert abs(log_prob - result.log_probs[place]) < 1e-4
+
+
+def test_sixty_four_prompts_are_written_as_each_alone():
+    model = model_of("windows in turn")
+    prompts = [np.random.default_rng(n).integers(1, VOCABULARY, 1 + n % 40).tolist() for n in range(64)]
+    together = model.generate(prompts, 6, return_details=True)
+    for prompt, result in zip(prompts, together, strict=True):
+        alone = model.generate(prompt, 6, return_details=True)
+        assert result.token_ids.tolist() == alone.token_ids.tolist()
+        np.testing.assert_allclose(result.log_probs, alone.log_probs, atol=1e-4)
 
 
 def test_caches_grow_without_a_seam():

@@ -1,3 +1,0 @@
-"""Tiny programs, for the tests of this folder alone."""
-
-from helpers import many_tiny_programs  # noqa: F401
