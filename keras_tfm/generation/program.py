@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_tfm.ops import kv_cache
-from keras_tfm.ops.backend import NAME
+from keras_tfm.ops.backend import NAME, recording
 
 Tree = Any
 
@@ -56,7 +56,8 @@ class Program:
 
     def _with_weights(self, values: list[Any], arguments: tuple[Tree, ...]) -> Tree:
         self.traced()
-        with keras.StatelessScope(state_mapping=list(zip(self._variables, values, strict=True))):
+        mapping = list(zip(self._variables, values, strict=True))
+        with recording(), keras.StatelessScope(state_mapping=mapping):
             return self.function(*arguments)
 
     def _jax(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
@@ -69,11 +70,11 @@ class Program:
         import tensorflow as tf
 
         def traced(*arguments):
-            self.traced()
-            return self.function(*arguments)
+            # Read once: XLA carries a variable that is read within a loop through all of its rounds.
+            values = [tf.convert_to_tensor(variable.value) for variable in self._variables]
+            return self._with_weights(values, arguments)
 
-        # Variables are read where they are: what they hold when the program runs. A partial, for TensorFlow counts
-        # tracings by code object, and takes many programs for one that is traced again and again.
+        # A partial, for TensorFlow counts tracings by code object, and takes many programs for one that is traced anew.
         return tf.function(functools.partial(traced), jit_compile=True, autograph=False)
 
     def _torch(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:

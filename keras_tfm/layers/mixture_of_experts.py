@@ -118,6 +118,7 @@ class MixtureOfExperts(Layer):
         self.bias_regularizer = bias_regularizer
         self.seed = seed
         self.supports_masking = True
+        self.supports_jit = backend.NAME != "tensorflow"  # XLA wants shapes that do not depend on who goes where
         self.activation_function = activations.get(activation)
         self.dropout_layer = Dropout(dropout, seed, **self.sublayer_options("dropout"))
 

@@ -30,6 +30,25 @@ def without_allocating() -> Iterator[None]:
         global_state.set_global_attribute("uninitialized_variables", waiting)
 
 
+_recording = False
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Inside, what is computed is written down once and run with other values: shapes must not depend on values."""
+    global _recording
+    before, _recording = _recording, True
+    try:
+        yield
+    finally:
+        _recording = before
+
+
+def is_recording() -> bool:
+    """Whether shapes may not depend on values: within `recording`."""
+    return _recording
+
+
 def implicit_mask(x: Tensor) -> Tensor | None:
     """The mask that Keras attached to `x`, as `Embedding(mask_zero=True)` does; None without one."""
     return get_keras_mask(x)

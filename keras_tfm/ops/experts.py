@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from keras_tfm.ops.backend import NAME, Tensor, device
+from keras_tfm.ops.backend import NAME, Tensor, device, is_recording
 
 
 def grouped_product(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
@@ -16,40 +16,38 @@ def grouped_product(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
         group_sizes: (groups,) int, adding up to rows.
 
     Returns:
-        (rows, out). JAX's `ragged_dot`; elsewhere a product per group, on TensorFlow's accelerators, where XLA needs
-        fixed shapes, of all rows with each group's matrix, as where torch records a step.
+        (rows, out). JAX's `ragged_dot`; elsewhere a product per group. Where shapes may not depend on values, as under XLA,
+        a product of each row with a matrix of its own if the rows are few, else of all rows with each group's matrix.
     """
     if NAME == "jax":
         import jax
 
         return jax.lax.ragged_dot(x, kernel, ops.cast(group_sizes, "int32"))
+    if is_recording() or (NAME == "tensorflow" and device(x) != "cpu"):
+        return _of_fixed_shape(x, kernel, group_sizes)
     groups = kernel.shape[0]
     if NAME == "torch":
         import torch
-        from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-        if get_proxy_mode() is not None:
-            return _traceable(x, kernel, group_sizes)
         parts = zip(torch.split(x, group_sizes.tolist()), kernel.unbind(0), strict=True)
         return torch.cat([rows @ matrix for rows, matrix in parts])
     import tensorflow as tf
 
     kernel = tf.convert_to_tensor(kernel)
-    if device(x) == "cpu":
-        parts = tf.split(x, group_sizes, num=groups)
-        return tf.concat([rows @ kernel[group] for group, rows in enumerate(parts)], axis=0)
-    ends = tf.cumsum(group_sizes)[:, None]
-    steps = tf.range(tf.shape(x)[0])[None, :]
-    inside = tf.cast((steps >= ends - group_sizes[:, None]) & (steps < ends), x.dtype)  # (groups, rows)
-    return tf.add_n([(x * inside[group][:, None]) @ kernel[group] for group in range(groups)])
+    parts = tf.split(x, group_sizes, num=groups)
+    return tf.concat([rows @ kernel[group] for group, rows in enumerate(parts)], axis=0)
 
 
-def _traceable(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
-    """torch, where operations are recorded, and so must not depend on values: for the few rows of a decode step."""
-    import torch
-
-    rows, groups = torch.arange(x.shape[0], device=x.device), kernel.shape[0]
-    group = torch.searchsorted(torch.cumsum(group_sizes, 0), rows, right=True)
-    if 2 * len(rows) <= groups:  # the matrices that are needed, one for each row
-        return torch.bmm(x[:, None], kernel[group])[:, 0]
-    return torch.matmul(x, kernel)[group, rows]  # every matrix is read anyway
+def _of_fixed_shape(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
+    rows, groups = x.shape[0], kernel.shape[0]
+    kernel = ops.convert_to_tensor(kernel)
+    ends = ops.cumsum(ops.cast(group_sizes, "int32"))
+    places = ops.arange(ops.shape(x)[0], dtype="int32")
+    group = ops.sum(ops.cast(ends[None, :] <= places[:, None], "int32"), axis=1)  # (rows,)
+    if rows is not None and 2 * rows <= groups:
+        return ops.matmul(x[:, None], ops.take(kernel, group, axis=0))[:, 0]
+    result = 0.0
+    for index in range(groups):
+        inside = ops.cast(group == index, x.dtype)[:, None]
+        result = result + ops.matmul(x * inside, kernel[index])
+    return result

@@ -28,7 +28,7 @@ hub = pytest.importorskip("keras_hub")
         (lambda: hub.samplers.BeamSampler(num_beams=3), {"num_beams": 3, "length_penalty": 0.0}),
         (lambda: hub.samplers.ContrastiveSampler(k=3, alpha=0.4), {"top_k": 3, "penalty_alpha": 0.4}),
     ],
-    ids=str,
+    ids=["name", "name with options", "greedy", "random", "top k", "top p", "top p and k", "beam", "contrastive"],
 )
 def test_samplers_are_options(sampler, options):
     sampler = sampler if isinstance(sampler, str) else sampler()
@@ -74,7 +74,7 @@ def test_samplers_of_ones_own():
         ({"sampler": "top_k", "top_k": 3}, r"\['top_k'\] cannot be given beside it"),
         ({"sampler": hub.samplers.BeamSampler(temperature=0.5)}, "temperature=0.5 has no equal"),
     ],
-    ids=str,
+    ids=["unknown name", "no sampler", "said twice", "no equal"],
 )
 def test_bad_calls(options, words):
     with pytest.raises(ValueError, match=words):

@@ -179,7 +179,7 @@ def test_text_that_repeats_is_looked_up():
         ({"draft_model": "prompt_lookup", "num_speculative_tokens": 0}, "at least 1"),
         ({"draft_model": "prompt_lookup", "num_beams": 2}, "search of its own"),
         ({"draft_model": "prompt_lookup", "penalty_alpha": 0.5}, "no draft_model"),
-        ({"draft_model": "prompt_lookup", "sampler": object()}, "get_next_token"),
+        ({"draft_model": "prompt_lookup", "sampler": 3.5}, "get_next_token"),
     ],
     ids=str,
 )
