@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 
 import numpy as np
+
+from benchmarks.measure import alternate, in_processes, ratio, save
 
 BACKENDS = ("tensorflow", "jax", "torch")
 SIZES = dict(vocabulary=8192, width=256, layers=4, heads=4, intermediate=1024, prompt=32, new=256, positions=1024)
@@ -140,8 +139,6 @@ def lengths(ours, rounds: int) -> dict[str, float]:
 
 def measure(backend: str, rounds: int) -> dict:
     """All figures of one backend, in this process."""
-    from benchmarks.measure import alternate, ratio
-
     hub, face, ours = models()
     weights = sum(
         variable.nbytes if hasattr(variable, "nbytes") else 0 for variable in map(np.asarray, ours.get_weights())
@@ -201,20 +198,9 @@ def main() -> None:
     if args.json:
         print("RESULT " + json.dumps(measure(args.backend, args.rounds)))
         return
-    results = {}
-    for backend in [args.backend] if args.backend else BACKENDS:
-        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        command = [sys.executable, "-m", "benchmarks.generation", "--json", "--backend", backend]
-        command += ["--rounds", str(args.rounds)]
-        output = subprocess.run(command, env=environment, capture_output=True, text=True)
-        found = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
-        if not found:
-            raise SystemExit(output.stdout + output.stderr)
-        results[backend] = json.loads(found[0].removeprefix("RESULT "))
+    results = in_processes("benchmarks.generation", [args.backend] if args.backend else BACKENDS, args.rounds)
     print(table(results))
     if not args.backend:
-        from benchmarks.measure import save
-
         print("\nkept as", save("generation", {"sizes": SIZES, "results": results}))
 
 

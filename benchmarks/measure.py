@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -46,6 +48,24 @@ def matrix_rate(seconds: float = 1.0, size: int = 1024) -> float:
         a @ b
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def in_processes(module: str, backends: Iterable[str], rounds: int) -> dict[str, dict]:
+    """What `python -m module --json` says of each backend, each in a process of its own.
+
+    Raises:
+        SystemExit: with its output, where one says nothing.
+    """
+    results = {}
+    for backend in backends:
+        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [sys.executable, "-m", module, "--json", "--backend", backend, "--rounds", str(rounds)]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        found = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
+        if not found:
+            raise SystemExit(output.stdout + output.stderr)
+        results[backend] = json.loads(found[0].removeprefix("RESULT "))
+    return results
 
 
 def machine() -> dict[str, object]:

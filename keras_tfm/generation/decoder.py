@@ -193,12 +193,20 @@ def while_going(step: Any, state: State, until: Any) -> State:
         state = dict(zip(fixed, values, strict=True))
         return ops.logical_and(state["step"] < until, ops.logical_not(ops.all(state["done"])))
 
-    def body(*values):
-        after = step(dict(zip(fixed, values, strict=True)))
-        return tuple(after[name] for name in fixed)
+    def squeeze(state):
+        squeezed = keras.tree.map_structure(kv_cache.squeezed, state)
+        return tuple(squeezed[name] for name in fixed)
 
-    values = ops.while_loop(going, body, tuple(state[name] for name in fixed))
-    return dict(zip(fixed, values, strict=True))
+    def restore(values):
+        given = dict(zip(fixed, values, strict=True))
+        return keras.tree.map_structure(
+            lambda x, like: x if len(x.shape) == len(like.shape) else ops.reshape(x, like.shape), given, state
+        )
+
+    def body(*values):
+        return squeeze(step(restore(values)))
+
+    return restore(ops.while_loop(going, body, squeeze(state)))
 
 
 def advance(logits: Any, state: State, arrays: dict[str, Any], static: tuple) -> State:

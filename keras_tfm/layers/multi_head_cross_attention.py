@@ -40,9 +40,9 @@ class MultiHeadCrossAttention(Attention):
         self._widths = (("x", width), ("context", context_width))
 
     def make_cache(self, context) -> kv_cache.Cache:
-        """Keys and values of the context: {"key", "value"}, each (batch, kv_heads, keys, head_dim)."""
+        """Keys and values of the context: {"key", "value"}, laid out as `kv_cache` says."""
         key, value = self._keys_and_values(context)
-        return {"key": kv_cache.to_slots(key), "value": kv_cache.to_slots(value)}
+        return {"key": kv_cache.to_slots("key", key), "value": kv_cache.to_slots("value", value)}
 
     def call(
         self,
@@ -60,7 +60,7 @@ class MultiHeadCrossAttention(Attention):
         if context_padding_mask is None and context is not None:
             context_padding_mask = backend.implicit_mask(context)
         if cache is not None:
-            key, value = kv_cache.from_slots(cache["key"]), kv_cache.from_slots(cache["value"])
+            key, value = (kv_cache.from_slots(name, cache[name]) for name in ("key", "value"))
         elif context is not None:
             key, value = self._keys_and_values(context)
         else:
@@ -99,6 +99,6 @@ class MultiHeadCrossAttention(Attention):
         check_hidden("x", x)
         if context is None and cache is None:
             raise ValueError("Cross-attention needs context, or a cache made from one by make_cache(context).")
-        keys = cache["key"].shape[2] if cache is not None else context.shape[1]
+        keys = kv_cache.slots("key", cache["key"]) if cache is not None else context.shape[1]
         output, scores = self._output_specs(x, keys, return_scores)
         return pack(output, scores)

@@ -1,9 +1,10 @@
 """The key/value cache: a dict of fixed-shape arrays that a layer takes and returns updated.
 
-    key, value   (batch, kv_heads, capacity, head_dim), each head's slots side by side, as products want them
+    value        (batch, kv_heads, capacity, head_dim), each head's slots side by side, as products want them
+    key          (batch, kv_heads, head_dim, capacity), for the same reason; on torch as value
     positions    (batch, capacity) int32, where each slot's token stands in its row; -1 marks an empty slot
     length       (batch,) int32, how many tokens each row has seen
-    key_scale, value_scale   (batch, kv_heads, capacity, 1) float32, of an int8 cache: what a unit of a slot's vector is
+    value_scale, key_scale   as value and key, with 1 for head_dim, float32: of an int8 cache, what a unit of a vector is
 
 Only a row's real tokens are kept, in order: padding on either side leaves no trace, so a ragged batch is cached as its
 rows would be alone. Rows end together: the last token of each lies in slot max(length) - 1, so that a step writes one
@@ -22,6 +23,10 @@ from keras_tfm.ops.backend import NAME, Tensor, concrete
 
 Cache = dict[str, Tensor]
 
+# Which axis of an array the slots lie along. XLA multiplies by keys as they lie this way, and copies them to it otherwise.
+_KEY_AXIS = 2 if NAME == "torch" else 3
+_SLOT_AXIS = {"positions": 1, "value": 2, "value_scale": 2, "key": _KEY_AXIS, "key_scale": _KEY_AXIS}
+
 
 def create(batch: int, capacity: int, num_key_value_heads: int, head_dim: int, dtype: str = "float32") -> Cache:
     """An empty cache for `capacity` tokens a row. Its arrays take 2 * batch * capacity * kv_heads * head_dim elements.
@@ -29,16 +34,14 @@ def create(batch: int, capacity: int, num_key_value_heads: int, head_dim: int, d
     With dtype "int8" each vector is kept as integers from -127 to 127 and a scale, four bytes more: vectors that come out
     differ by up to 1/254 of their largest element from those put in.
     """
-    shape = (batch, num_key_value_heads, capacity, head_dim)
-    cache = {
-        "key": ops.zeros(shape, dtype=dtype),
-        "value": ops.zeros(shape, dtype=dtype),
-        "positions": ops.full((batch, capacity), -1, dtype="int32"),
-        "length": ops.zeros((batch,), dtype="int32"),
-    }
-    if dtype == "int8":
-        cache |= {name: ops.zeros((*shape[:3], 1), dtype="float32") for name in ("key_scale", "value_scale")}
-    return cache
+
+    def arrays(suffix: str, width: int, dtype: str) -> Cache:
+        shape = (batch, capacity, num_key_value_heads, width)
+        return {name: to_slots(name, ops.zeros(shape, dtype=dtype)) for name in ("key" + suffix, "value" + suffix)}
+
+    cache = arrays("", head_dim, dtype) | (arrays("_scale", 1, "float32") if dtype == "int8" else {})
+    positions = ops.full((batch, capacity), -1, dtype="int32")
+    return {**cache, "positions": positions, "length": ops.zeros((batch,), dtype="int32")}
 
 
 def next_positions(cache: Cache, padding_mask: Tensor | None, queries: int | Tensor) -> Tensor:
@@ -81,14 +84,14 @@ def update(
     length = {"length": cache["length"] + count}
     if ring and (key.shape[1] != 1 or padding_mask is not None):
         # Earlier queries of the chunk still need what later ones push out: attend to old and new, then keep the last.
-        seen = {name: ops.concatenate([cache[name], new[name]], axis=_slot_axis(new[name])) for name in new}
+        seen = {name: ops.concatenate([cache[name], new[name]], axis=_SLOT_AXIS[name]) for name in new}
         kept = _newest(seen, length["length"], capacity)
     else:
         _check_room(cache, count, ring)
         if padding_mask is None:
             start = ops.max(cache["length"])
             start = start % capacity if ring else start
-            kept = {name: _write(cache[name], new[name], start) for name in new}
+            kept = {name: _write(name, cache[name], new[name], start) for name in new}
         else:
             kept = _fill(cache, new, padding_mask, count)
         seen = kept
@@ -97,13 +100,12 @@ def update(
 
 def _stored(name: str, x: Tensor, cache: Cache) -> Cache:
     """(batch, length, kv_heads, head_dim) as the cache has it."""
-    x = to_slots(x)
     if f"{name}_scale" not in cache:
-        return {name: ops.cast(x, cache[name].dtype)}
+        return {name: ops.cast(to_slots(name, x), cache[name].dtype)}
     x = ops.cast(x, "float32")
     scale = ops.max(ops.abs(x), axis=-1, keepdims=True) / 127.0
-    units = ops.round(x / ops.where(scale > 0, scale, 1.0))
-    return {name: ops.cast(units, "int8"), f"{name}_scale": scale}
+    units = ops.cast(ops.round(x / ops.where(scale > 0, scale, 1.0)), "int8")
+    return {name: to_slots(name, units), f"{name}_scale": to_slots(name, scale)}
 
 
 def _restored(name: str, seen: Cache) -> Tensor:
@@ -111,25 +113,30 @@ def _restored(name: str, seen: Cache) -> Tensor:
     x = seen[name]
     if f"{name}_scale" in seen:
         x = ops.cast(x, "float32") * seen[f"{name}_scale"]
-    return from_slots(x)
+    return from_slots(name, x)
 
 
-def to_slots(x: Tensor) -> Tensor:
-    """(batch, length, kv_heads, head_dim) with each head's slots side by side."""
-    return ops.transpose(x, (0, 2, 1, 3))
+def to_slots(name: str, x: Tensor) -> Tensor:
+    """(batch, length, kv_heads, head_dim) as the array of this name is laid out."""
+    return ops.transpose(x, (0, 2, 1, 3) if _SLOT_AXIS[name] == 2 else (0, 2, 3, 1))
 
 
-def from_slots(x: Tensor) -> Tensor:
+def from_slots(name: str, x: Tensor) -> Tensor:
     """The inverse of `to_slots`; costs nothing, where what follows turns it back."""
-    return ops.transpose(x, (0, 2, 1, 3))
+    return ops.transpose(x, (0, 2, 1, 3) if _SLOT_AXIS[name] == 2 else (0, 3, 1, 2))
+
+
+def slots(name: str, x: Tensor) -> int:
+    """How many slots the array of this name has."""
+    return x.shape[_SLOT_AXIS[name]]
 
 
 def _newest(seen: Cache, length: Tensor, capacity: int) -> Cache:
     """The last `capacity` tokens of each row, in the slots of a ring where steps overwrite the oldest."""
     newest = ops.argsort(seen["positions"], axis=1)[:, -capacity:]  # empty slots first
-    slots = (ops.max(length) - capacity + ops.arange(capacity, dtype="int32")) % capacity
-    newest = ops.take(newest, ops.argsort(slots), axis=1)
-    return {name: _pick(array, newest) for name, array in seen.items()}
+    places = (ops.max(length) - capacity + ops.arange(capacity, dtype="int32")) % capacity
+    newest = ops.take(newest, ops.argsort(places), axis=1)
+    return {name: _pick(name, array, newest) for name, array in seen.items()}
 
 
 def _fill(cache: Cache, new: Cache, padding_mask: Tensor, count: Tensor) -> Cache:
@@ -145,34 +152,48 @@ def _fill(cache: Cache, new: Cache, padding_mask: Tensor, count: Tensor) -> Cach
     source = ops.take_along_axis(order, ops.clip(number - before[:, None], 0, chunk - 1), axis=1)
     is_new = number >= before[:, None]
     filled = {
-        name: ops.where(_along(is_new, new[name]), _pick(new[name], source), _pick(cache[name], old)) for name in new
+        name: ops.where(_along(name, is_new), _pick(name, new[name], source), _pick(name, cache[name], old))
+        for name in new
     }
     return {**filled, "positions": ops.where(there, filled["positions"], -1)}
 
 
-def _slot_axis(array: Tensor) -> int:
-    return 1 if len(array.shape) == 2 else 2
+def _along(name: str, places: Tensor) -> Tensor:
+    """(batch, slots), to broadcast with the array of this name."""
+    if name == "positions":
+        return places
+    return places[:, None, :, None] if _SLOT_AXIS[name] == 2 else places[:, None, None, :]
 
 
-def _along(slots: Tensor, array: Tensor) -> Tensor:
-    """(batch, slots), to broadcast with an array of a cache."""
-    return slots if len(array.shape) == 2 else slots[:, None, :, None]
-
-
-def _pick(array: Tensor, slots: Tensor) -> Tensor:
+def _pick(name: str, array: Tensor, places: Tensor) -> Tensor:
     """The array with other slots of each row, (batch, picked)."""
-    return ops.take_along_axis(array, _along(slots, array), axis=_slot_axis(array))
+    return ops.take_along_axis(array, _along(name, places), axis=_SLOT_AXIS[name])
 
 
-def _write(into: Tensor, new: Tensor, start: Tensor) -> Tensor:
+def _write(name: str, into: Tensor, new: Tensor, start: Tensor) -> Tensor:
     """`into`, with `new` in its slots from `start` on."""
+    axis = _SLOT_AXIS[name]
     if NAME == "torch":  # whose slices want numbers, not tensors
         import torch
 
-        slots = start + torch.arange(new.shape[_slot_axis(new)], device=into.device)
+        places = start + torch.arange(new.shape[axis], device=into.device)
         put = into.index_copy_ if _in_place else into.index_copy
-        return put(_slot_axis(into), slots, new)
-    return ops.slice_update(into, (0, start) if _slot_axis(into) == 1 else (0, 0, start, 0), new)
+        return put(axis, places, new)
+    flat = squeezed(into)
+    places = [0] * len(flat.shape)
+    places[axis - len(into.shape)] = start
+    return ops.reshape(ops.slice_update(flat, tuple(places), squeezed(new)), ops.shape(into))
+
+
+def squeezed(array: Tensor) -> Tensor:
+    """An array of a cache, batch and heads as one axis where one of them is 1, as XLA's products then have them.
+
+    What a loop carries in this form is overwritten in place. In the other it is copied, several times in each step: the
+    product wants the short form of what was written, and XLA makes that from a copy of its own.
+    """
+    if len(array.shape) < 4 or 1 not in array.shape[:2]:
+        return array
+    return ops.reshape(array, (array.shape[0] * array.shape[1], *array.shape[2:]))
 
 
 _in_place = False
@@ -223,7 +244,7 @@ def grow(cache: Cache, capacity: int, *, ring: bool = False) -> Cache:
     for name, array in cache.items():
         if name != "length":
             pads = [(0, 0)] * len(array.shape)
-            pads[_slot_axis(array)] = (0, more)
+            pads[_SLOT_AXIS[name]] = (0, more)
             grown[name] = ops.pad(array, pads, constant_values=-1 if name == "positions" else 0)
     if ring:
         grown = _newest(grown, cache["length"], capacity)

@@ -9,7 +9,9 @@ from helpers import BACKEND, fill_weights, numpy
 from keras import ops
 
 import keras_tfm as tfm
-from keras_tfm.generation.request import decoder_of
+from keras_tfm.generation.decoder import while_going
+from keras_tfm.generation.program import to_tensors
+from keras_tfm.generation.request import Request, decoder_of
 
 from .models import MODELS, PROMPTS, SIZES, VOCABULARY, logits_of, model_of, naive
 
@@ -164,6 +166,30 @@ def test_scores_are_the_uncached_models():
 def test_bad_calls(prompts, options, words):
     with pytest.raises(ValueError, match=words):
         model_of("learned").generate(prompts, **options)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="reads what XLA makes of the loop, which JAX shows")
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_loop_overwrites_its_caches_in_place(rows):
+    """A copy of a layer's cache in every step costs as much as reading its weights."""
+    import re
+
+    import jax
+
+    model = model_of("rotary, grouped")
+    batch = Request(model, PROMPTS[:rows], 20).batch()
+    until = np.int32(10)
+
+    def loop(state, arrays, until):
+        return while_going(lambda state: batch.once(state, arrays, None), state, until)
+
+    text = jax.jit(loop).lower(batch.state, to_tensors(batch.arrays), until).compile().as_text()
+    body = re.search(r" while\(.*body=%?([\w.-]+)", text).group(1)
+    body = text[re.search(rf"^%?{re.escape(body)} ", text, re.MULTILINE).start() :]
+    body = body[: body.index("\n}")]
+    large = [line for line in body.splitlines() if re.search(r"= f32\[(\d+,)*128(,\d+)*\]\S* copy\(", line)]
+    assert " copy(" in body, "XLA writes them another way now; look again"
+    assert not large
 
 
 def test_bytes_of_a_cache_are_what_the_formula_says():

@@ -18,7 +18,7 @@ BATCH, CAPACITY, WINDOW = 2, 16, 4
 def test_a_new_cache_is_empty():
     cache = kv_cache.create(2, 5, 3, 4, dtype="bfloat16")
     assert {name: tuple(x.shape) for name, x in cache.items()} == {
-        "key": (2, 3, 5, 4),
+        "key": (2, 3, 5, 4) if BACKEND == "torch" else (2, 3, 4, 5),
         "value": (2, 3, 5, 4),
         "positions": (2, 5),
         "length": (2,),
@@ -77,7 +77,7 @@ def test_any_chunks_are_kept_as_the_rows_would_be(steps, ring):
                 assert sorted(found) == list(enumerate(rows[b]))[first : place + 1]
             kept = numpy(cache["positions"])[b]
             expected = dict(list(enumerate(rows[b]))[-capacity:])
-            assert {p: k for p, k in zip(kept, numpy(cache["key"])[b, 0, :, 0], strict=True) if p >= 0} == expected
+            assert {p: k for p, k in zip(kept, -numpy(cache["value"])[b, 0, :, 0], strict=True) if p >= 0} == expected
         np.testing.assert_array_equal(values, -keys)
         np.testing.assert_array_equal(numpy(cache["length"]), [len(row) for row in rows])
 
@@ -87,7 +87,7 @@ def test_single_steps_overwrite_the_oldest_slot():
     for step in range(5):
         tensor = ops.full((1, 1, 1, 1), float(step))
         cache, *_ = kv_cache.update(cache, tensor, tensor, kv_cache.next_positions(cache, None, 1), None, ring=True)
-    np.testing.assert_array_equal(numpy(cache["key"])[0, 0, :, 0], [3, 4, 2])
+    np.testing.assert_array_equal(numpy(cache["value"])[0, 0, :, 0], [3, 4, 2])
     np.testing.assert_array_equal(numpy(cache["positions"])[0], [3, 4, 2])
 
 
