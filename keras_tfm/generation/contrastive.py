@@ -31,6 +31,11 @@ class Look:
     penalty: float
     static: tuple
 
+    @property
+    def decoders(self) -> dict[str, Decoder]:
+        """Whose the caches of the state are."""
+        return {"cache": self.decoder}
+
     def __call__(self, state: State, arrays: dict[str, Any], context_mask: Any) -> State:
         """The state after it. `state["cache"]` has the token last chosen, `state["logits"]` are those behind it."""
         batch, many = state["token"].shape[0], self.candidates

@@ -16,7 +16,6 @@ The state of a batch is a dict of tensors:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +106,43 @@ class Decoder:
             grown.append({**part, "attention": kv_cache.grow(part["attention"], wanted, ring=window is not None)})
         return grown
 
+    def slim(self, cache: list) -> list:
+        """A cache as a loop carries it: what blocks keep alike, where their tokens stand, once for all of them.
+
+        Keys and values are in the form in which XLA overwrites them.
+        """
+        slim: list[dict[str, Any]] = []
+        for first, part in zip(self._firsts(cache), cache, strict=True):
+            kept = {name: kv_cache.squeezed(x) for name, x in part["attention"].items()}
+            if first < len(slim):
+                del kept["positions"], kept["length"]
+            slim.append({**part, "attention": kept})
+        return slim
+
+    def full(self, slim: list, like: list) -> list:
+        """The inverse of `slim`; `like` is a cache of the same shapes."""
+        full: list[dict[str, Any]] = []
+        for first, part, given in zip(self._firsts(like), slim, like, strict=True):
+            arrays = part["attention"]
+            shapes = {name: tuple(x.shape) for name, x in given["attention"].items()}
+            restored = {
+                name: x if tuple(x.shape) == shapes[name] else ops.reshape(x, shapes[name])
+                for name, x in arrays.items()
+            }
+            if first < len(full):
+                restored |= {name: full[first]["attention"][name] for name in ("positions", "length")}
+            full.append({**part, "attention": restored})
+        return full
+
+    def _firsts(self, cache: list) -> list[int]:
+        """For each block the first whose cache is filled as its own is."""
+        blocks = self.backbone.decoder_blocks if self.is_seq2seq else self.backbone.blocks
+        kinds = [
+            (block.attention.window, part["attention"]["positions"].shape[1])
+            for block, part in zip(blocks, cache, strict=True)
+        ]
+        return [kinds.index(kind) for kind in kinds]
+
     # Programs ----------------------------------------------------------------------------------------------------------
 
     def prefill(self, cache: list, token_ids: np.ndarray, padding_mask: np.ndarray, context_mask: Any = None):
@@ -147,22 +183,41 @@ class Decoder:
         """The state after as many rounds as it takes to choose `until` tokens or to end every row; there must be room.
 
         Args:
-            once: (state, arrays, context_mask) to the next state; hashable, and equal to what computes the same.
+            once: (state, arrays, context_mask) to the next state; hashable, and equal to what computes the same. Its
+                `decoders` says whose the state's caches are.
             variables: That it reads beside the model's.
         """
 
         def loop(state, arrays, context_mask, until):
-            return while_going(lambda state: once(state, arrays, context_mask), state, until)
+            return while_going(lambda state: once(state, arrays, context_mask), state, until, once.decoders)
 
         key = (once, *shapes(state), *names(arrays), None if context_mask is None else context_mask.shape)
         if NAME == "torch":
-            run: Any = self.program("once", once, *key, variables=variables)
+
+            def going(state):
+                return int(state["step"]) < until and not bool(state["done"].all())
+
             if "sampler" in state:  # whose random state cannot be recorded
-                run = functools.partial(eagerly, once)
-            while int(state["step"]) < until and not bool(state["done"].all()):
-                state = run(state, arrays, context_mask)
-            return state
+                while going(state):
+                    state = eagerly(once, state, arrays, context_mask)
+                return state
+
+            like = keras.tree.map_structure(lambda x: Shaped(tuple(x.shape)), state)  # the program outlives the state
+
+            def step(slim, arrays, context_mask):
+                return carried(once(whole(slim, like, once.decoders), arrays, context_mask), once.decoders)
+
+            program = self.program("once", step, *key, variables=variables)
+            slim = program.repeat(going, carried(state, once.decoders), arrays, context_mask)
+            return whole(slim, like, once.decoders)
         return self.program("loop", loop, *key, variables=variables)(state, arrays, context_mask, np.int32(until))
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What has a shape, and no values."""
+
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -179,34 +234,46 @@ class Step:
     method: Any
     static: tuple
 
+    @property
+    def decoders(self) -> dict[str, Decoder]:
+        """Whose the caches of the state are."""
+        return {"cache": self.decoder}
+
     def __call__(self, state: State, arrays: dict[str, Any], context_mask: Any) -> State:
         """The state after it."""
         hidden, cache = self.decoder.hidden(state["token"][:, None], None, state["cache"], context_mask)
         return self.method(self.decoder.logits(hidden[:, 0]), {**state, "cache": cache}, arrays, self.static)
 
 
-def while_going(step: Any, state: State, until: Any) -> State:
-    """The backend's loop over steps."""
+def while_going(step: Any, state: State, until: Any, decoders: dict[str, Decoder]) -> State:
+    """The backend's loop over steps; `decoders` says whose the caches in the state are."""
     fixed = sorted(state)
 
+    def given(values):
+        return dict(zip(fixed, values, strict=True))
+
+    def slim(state):
+        state = carried(state, decoders)
+        return tuple(state[name] for name in fixed)
+
     def going(*values):
-        state = dict(zip(fixed, values, strict=True))
-        return ops.logical_and(state["step"] < until, ops.logical_not(ops.all(state["done"])))
-
-    def squeeze(state):
-        squeezed = keras.tree.map_structure(kv_cache.squeezed, state)
-        return tuple(squeezed[name] for name in fixed)
-
-    def restore(values):
-        given = dict(zip(fixed, values, strict=True))
-        return keras.tree.map_structure(
-            lambda x, like: x if len(x.shape) == len(like.shape) else ops.reshape(x, like.shape), given, state
-        )
+        now = given(values)
+        return ops.logical_and(now["step"] < until, ops.logical_not(ops.all(now["done"])))
 
     def body(*values):
-        return squeeze(step(restore(values)))
+        return slim(step(whole(given(values), state, decoders)))
 
-    return restore(ops.while_loop(going, body, squeeze(state)))
+    return whole(given(ops.while_loop(going, body, slim(state))), state, decoders)
+
+
+def carried(state: State, decoders: dict[str, Decoder]) -> State:
+    """A state as a loop carries it."""
+    return state | {name: decoder.slim(state[name]) for name, decoder in decoders.items()}
+
+
+def whole(slim: State, like: State, decoders: dict[str, Decoder]) -> State:
+    """The inverse of `carried`; `like` is a state of the same shapes."""
+    return slim | {name: decoder.full(slim[name], like[name]) for name, decoder in decoders.items()}
 
 
 def advance(logits: Any, state: State, arrays: dict[str, Any], static: tuple) -> State:

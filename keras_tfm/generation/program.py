@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tfm.generation.recorded import Recorded
 from keras_tfm.ops import kv_cache
 from keras_tfm.ops.backend import NAME, recording
 
@@ -46,6 +47,7 @@ class Program:
         self.function, self.traced = function, traced
         self._variables = list(variables)
         self._run: Callable[..., Tree] | None = None
+        self._record: tuple[Recorded, list[Tree]] | None = None
 
     def __call__(self, *arguments: Tree) -> Tree:
         """The function's result with the weights as they are now."""
@@ -54,10 +56,10 @@ class Program:
             self._run = {"jax": self._jax, "tensorflow": self._tensorflow, "torch": self._torch}[NAME](arguments)
         return self._run(*arguments)
 
-    def _with_weights(self, values: list[Any], arguments: tuple[Tree, ...]) -> Tree:
+    def _with_weights(self, values: list[Any], arguments: tuple[Tree, ...], matrices: Any = None) -> Tree:
         self.traced()
         mapping = list(zip(self._variables, values, strict=True))
-        with recording(), keras.StatelessScope(state_mapping=mapping):
+        with recording(matrices), keras.StatelessScope(state_mapping=mapping):
             return self.function(*arguments)
 
     def _jax(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
@@ -70,37 +72,51 @@ class Program:
         import tensorflow as tf
 
         def traced(*arguments):
-            # Read once: XLA carries a variable that is read within a loop through all of its rounds.
+            # Read once: XLA carries a variable that is read within a loop through all of its rounds. And reshaped once:
+            # it takes a product of one row with a matrix that is reshaped on the spot for an element-wise loop.
             values = [tf.convert_to_tensor(variable.value) for variable in self._variables]
-            return self._with_weights(values, arguments)
+            matrices = {}
+            for variable, value in zip(self._variables, values, strict=True):
+                if len(value.shape) == 3:
+                    for rows in (value.shape[0], value.shape[0] * value.shape[1]):
+                        matrices[id(variable), rows] = tf.reshape(value, (rows, -1))
+            return self._with_weights(values, arguments, matrices)
 
         # A partial, for TensorFlow counts tracings by code object, and takes many programs for one that is traced anew.
         return tf.function(functools.partial(traced), jit_compile=True, autograph=False)
 
     def _torch(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
-        """The operations that one run performs, without the layers around them: Keras costs more than the arithmetic."""
-        import torch
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        flat = keras.tree.flatten(arguments)
-        structure: list[Tree] = []
-
-        def run(values: list[torch.Tensor], flat: list[torch.Tensor]) -> list[torch.Tensor]:
-            result = self._with_weights(values, keras.tree.pack_sequence_as(arguments, flat))
-            structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
-            return keras.tree.flatten(result)
-
-        def weights() -> list[torch.Tensor]:
-            return [variable.value.detach() for variable in self._variables]
-
-        with torch.no_grad(), kv_cache.in_place():
-            graph = make_fx(run)(weights(), flat)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-
         def call(*arguments: Tree) -> Tree:
-            with torch.no_grad():
-                flat = graph(weights(), keras.tree.flatten(arguments))
-            return keras.tree.pack_sequence_as(structure[0], flat)
+            run, structure = self._recorded(arguments)
+            return keras.tree.pack_sequence_as(structure, run(keras.tree.flatten(arguments[0])))
 
         return call
+
+    def repeat(self, going: Callable[[Tree], bool], state: Tree, *settings: Tree) -> Tree:
+        """On torch: state = function(state, *settings), as long as `going` says so; state keeps its structure."""
+        import torch
+
+        state, *others = to_tensors((state, *settings))
+        run, _ = self._recorded((state, *others))
+        flat = keras.tree.flatten(state)
+        with torch.no_grad():
+            while going(keras.tree.pack_sequence_as(state, flat)):
+                flat = run(flat)
+        return keras.tree.pack_sequence_as(state, flat)
+
+    def _recorded(self, arguments: tuple[Tree, ...]) -> tuple[Callable[[list], list], Tree]:
+        """The recorded function with the weights of now, from the flat first argument to the flat result; its structure."""
+        weights = [variable.value.detach() for variable in self._variables]
+        flat, settings = keras.tree.flatten(arguments[0]), keras.tree.flatten(arguments[1:])
+        if self._record is None:
+            structure: list[Tree] = []
+
+            def run(weights: list, flat: list, settings: list) -> list:
+                given = keras.tree.pack_sequence_as(arguments, [*flat, *settings])
+                result = self._with_weights(weights, given)
+                structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
+                return keras.tree.flatten(result)
+
+            with kv_cache.in_place():
+                self._record = Recorded(run, weights, flat, settings), structure
+        return self._record[0].bound(weights, settings), self._record[1][0]

@@ -174,6 +174,11 @@ class Round:
     count: int
     static: tuple
 
+    @property
+    def decoders(self) -> dict[str, Decoder]:
+        """Whose the caches of the state are."""
+        return {"cache": self.decoder} | ({"draft": self.source.decoder} if isinstance(self.source, Draft) else {})
+
     def __call__(self, state: State, arrays: dict[str, Any], context_mask: Any) -> State:
         """The state after a round."""
         decoder, static, count = self.decoder, self.static, self.count

@@ -156,6 +156,7 @@ class MultiHeadSelfAttention(Attention):
         query, (key, value) = self._queries(x), self._keys_and_values(x)
         scheme = self.position
         query_positions = key_positions = None
+        sees_itself = False
         if cache is not None:
             self._check_cache(attention_mask, segment_ids)
             if positions is None:
@@ -173,6 +174,7 @@ class MultiHeadSelfAttention(Attention):
             cache, key, value, key_positions = kv_cache.update(
                 cache, key, value, positions, padding_mask, ring=self.window is not None
             )
+            sees_itself = padding_mask is None  # padding is not kept
             padding_mask, bias_positions = None, key_positions
             key, value = (keras.ops.cast(t, query.dtype) for t in (key, value))
         bias = None
@@ -190,6 +192,7 @@ class MultiHeadSelfAttention(Attention):
             bias=bias,
             query_positions=query_positions,
             key_positions=key_positions,
+            sees_itself=sees_itself,
             return_scores=return_scores,
             **self._score_options(training),
         )

@@ -27,13 +27,13 @@ def project(layer: keras.layers.Layer, x: Tensor) -> Tensor:
     """
     if not _plain(layer, x):
         return layer(x)
-    kernel = ops.convert_to_tensor(layer.kernel)
+    kernel = layer.kernel
     contracted = len(x.shape) - 2
     new = kernel.shape[contracted:]
     lead = ops.shape(x)[:2]
     width = math.prod(kernel.shape[:contracted])
     flat = ops.reshape(x, (-1, width))  # (batch * length, width)
-    matrix = ops.reshape(kernel, (width, -1))
+    matrix = backend.matrix(kernel, width)
     if layer.bias is None:
         result = ops.matmul(flat, matrix)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -104,7 +105,7 @@ class TokenEmbedding(Layer):
         return embedded if self.scale is None else embedded * ops.cast(self.scale, embedded.dtype)
 
     def _logits(self, x):
-        logits = self.table(x, reverse=True)  # (..., vocabulary_size)
+        logits = self._products(x)  # (..., vocabulary_size)
         if self.bias is not None:
             logits = logits + ops.cast(self.bias, logits.dtype)
         if self.logit_scale is not None:
@@ -112,6 +113,16 @@ class TokenEmbedding(Layer):
         if self.logit_softcap is not None:
             logits = self.logit_softcap * ops.tanh(logits / self.logit_softcap)
         return logits
+
+    def _products(self, x):
+        """Of x and every row of the table."""
+        plain = self.tied and self.table.quantization_mode is None and not self.table.lora_enabled
+        if backend.NAME == "tensorflow" and backend.is_recording() and plain and math.prod(x.shape) == x.shape[-1]:
+            # One row: XLA transposes the table element by element in front of the other product.
+            column = ops.reshape(ops.cast(x, self.compute_dtype), (-1, 1))
+            table = ops.cast(self.table.embeddings, self.compute_dtype)
+            return ops.reshape(ops.matmul(table, column), (*x.shape[:-1], -1))
+        return self.table(x, reverse=True)
 
     def compute_mask(self, x, previous_mask=None):
         # A call turns ids into integers first: floats are hidden states here, or ids where somebody asks for their mask.

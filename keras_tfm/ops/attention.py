@@ -25,6 +25,7 @@ def attention(
     seed: object = None,
     query_positions: Tensor | None = None,
     key_positions: Tensor | None = None,
+    sees_itself: bool = False,
     return_scores: bool = False,
     kernel: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -49,6 +50,8 @@ def attention(
         seed: A `keras.random.SeedGenerator`.
         query_positions: (batch or 1, queries) int; where query and key i are not the same token (a cache).
         key_positions: (batch or 1, keys) int; a negative one marks an empty slot.
+        sees_itself: The caller vouches that every query may attend to some key, whatever masks and positions say: saves
+            looking for those that may not.
         return_scores: also return the attention weights, (batch, heads, queries, keys) float32.
         kernel: "auto", or a name in `ops.kernels.KERNELS`.
 
@@ -80,6 +83,7 @@ def attention(
         seed=seed,
         query_positions=query_positions,
         key_positions=key_positions,
+        sees_itself=sees_itself,
         return_scores=return_scores,
     )
     _check(request)

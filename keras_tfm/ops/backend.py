@@ -31,22 +31,34 @@ def without_allocating() -> Iterator[None]:
 
 
 _recording = False
+_matrices: dict[tuple[int, int], Tensor] = {}
 
 
 @contextmanager
-def recording() -> Iterator[None]:
-    """Inside, what is computed is written down once and run with other values: shapes must not depend on values."""
-    global _recording
-    before, _recording = _recording, True
+def recording(matrices: dict[tuple[int, int], Tensor] | None = None) -> Iterator[None]:
+    """Inside, what is computed is written down once and run with other values: shapes must not depend on values.
+
+    Args:
+        matrices: What `matrix` gives inside, by the identity of a variable and the number of rows.
+    """
+    global _recording, _matrices
+    before = _recording, _matrices
+    _recording, _matrices = True, matrices or {}
     try:
         yield
     finally:
-        _recording = before
+        _recording, _matrices = before
 
 
 def is_recording() -> bool:
     """Whether shapes may not depend on values: within `recording`."""
     return _recording
+
+
+def matrix(variable: Any, rows: int) -> Tensor:
+    """A weight as a matrix of so many rows."""
+    found = _matrices.get((id(variable), rows))
+    return keras.ops.reshape(keras.ops.convert_to_tensor(variable), (rows, -1)) if found is None else found
 
 
 def implicit_mask(x: Tensor) -> Tensor | None:

@@ -181,7 +181,7 @@ def test_the_loop_overwrites_its_caches_in_place(rows):
     until = np.int32(10)
 
     def loop(state, arrays, until):
-        return while_going(lambda state: batch.once(state, arrays, None), state, until)
+        return while_going(lambda state: batch.once(state, arrays, None), state, until, batch.once.decoders)
 
     text = jax.jit(loop).lower(batch.state, to_tensors(batch.arrays), until).compile().as_text()
     body = re.search(r" while\(.*body=%?([\w.-]+)", text).group(1)

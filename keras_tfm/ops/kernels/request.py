@@ -32,6 +32,7 @@ class Request:
     seed: object = None
     query_positions: Tensor | None = None
     key_positions: Tensor | None = None
+    sees_itself: bool = False
     return_scores: bool = False
 
     def __post_init__(self) -> None:
@@ -99,4 +100,4 @@ class Request:
             self.query_positions,
             self.key_positions,
         )
-        return any(part is not None for part in told)
+        return not self.sees_itself and any(part is not None for part in told)

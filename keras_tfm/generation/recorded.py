@@ -1,0 +1,128 @@
+"""torch: the operations of a step written down once, what does not change from step to step taken out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Tensors = list[Any]
+
+
+class Recorded:
+    """A function of tensors, as the operations that one run performed, without the layers around them.
+
+    Keras costs more than the arithmetic of a step, and so would the operations that every step repeats: shapes of weights,
+    ranges, masks of settings. They are performed once for as long as weights and settings stay as they are.
+
+    Args:
+        function: (weights, state, settings) -> tensors, each a flat list.
+        weights, state, settings: Examples of its arguments. Operations must not depend on their values, and the function
+            may overwrite tensors of the state only.
+    """
+
+    def __init__(self, function: Callable[..., Tensors], weights: Tensors, state: Tensors, settings: Tensors):
+        import torch
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        with torch.no_grad():
+            module = make_fx(function)(weights, state, settings)
+        module.graph.eliminate_dead_code()
+        merge_equal(module.graph)
+        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        state_inputs = inputs[len(weights) : len(weights) + len(state)]
+        changing = changing_nodes(module.graph, state_inputs)
+        (output,) = (node for node in module.graph.nodes if node.op == "output")
+        fixed = list(
+            dict.fromkeys(
+                used
+                for node in module.graph.nodes
+                if node in changing or node is output
+                for used in node.all_input_nodes
+                if used not in changing and used.op != "get_attr"
+            )
+        )
+        before = [node for node in module.graph.nodes if node not in changing and node is not output]
+        given = [node for node in inputs if node not in changing]
+        self._once = _module(module, before, given, fixed)
+        steps = [node for node in module.graph.nodes if node in changing and node not in state_inputs]
+        steps = [node for node in module.graph.nodes if node.op == "get_attr"] + steps
+        self._step = _module(module, steps, [*fixed, *state_inputs], output.args[0])
+
+    def bound(self, weights: Tensors, settings: Tensors) -> Callable[[Tensors], Tensors]:
+        """State to what the function gives, with weights and settings as they are now."""
+        fixed = self._once(*weights, *settings)
+        return lambda state: self._step(*fixed, *state)
+
+
+def is_in_place(node: Any) -> bool:
+    """Whether a node's operation overwrites an argument."""
+    return node.op == "call_function" and hasattr(node.target, "_schema") and node.target._schema.is_mutable
+
+
+def is_random(node: Any) -> bool:
+    """Whether a node's operation draws numbers."""
+    import torch
+
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def merge_equal(graph: Any) -> None:
+    """Let equal operations of equal arguments be one."""
+    found: dict[Any, Any] = {}
+    overwritten = _overwritten(graph)
+    for node in list(graph.nodes):
+        if node.op != "call_function" or is_in_place(node) or is_random(node) or node in overwritten:
+            continue
+        try:
+            key = (node.target, _hashable(node.args), _hashable(node.kwargs))
+            first = found.setdefault(key, node)
+        except TypeError:
+            continue
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def changing_nodes(graph: Any, state: Sequence[Any]) -> set[Any]:
+    """The nodes whose values differ from step to step: what the state has a part in, what is overwritten, what is drawn."""
+    changing, overwritten = set(state), _overwritten(graph)
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if is_in_place(node) or is_random(node) or node in overwritten or changing & set(node.all_input_nodes):
+            changing.add(node)
+    return changing
+
+
+def _overwritten(graph: Any) -> set[Any]:
+    """Nodes that an operation overwrites, and those that they are views of."""
+    found: set[Any] = set()
+    for node in reversed(graph.nodes):
+        if is_in_place(node):
+            found.add(node.args[0])
+        elif node in found and node.op == "call_function":  # it may be a view of an argument
+            found.update(node.all_input_nodes)
+    return found
+
+
+def _hashable(tree: Any) -> Any:
+    if isinstance(tree, (list, tuple)):
+        return (type(tree).__name__, *map(_hashable, tree))
+    if isinstance(tree, dict):
+        return tuple(sorted((name, _hashable(part)) for name, part in tree.items()))
+    return (type(tree).__name__, tree)  # 1 and 1.0 and True are not the same
+
+
+def _module(source: Any, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Any) -> Any:
+    """A module of some of the source's nodes."""
+    import torch
+
+    graph, copies = torch.fx.Graph(), {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+    for node in nodes:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(torch.fx.map_arg(outputs, copies.__getitem__))
+    graph.eliminate_dead_code()
+    return torch.fx.GraphModule(source, graph)
