@@ -1,4 +1,4 @@
-"""The few-shot example: what its episodes hold, and short runs of it."""
+"""The few-shot example: whose rows are examples, and a short run of it."""
 
 import json
 import os
@@ -25,35 +25,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-def test_no_word_has_two_meanings():
-    assert len(set(few_shot.WORDS)) == len(few_shot.WORDS)
-
-
-def test_what_is_asked_was_never_trained_on():
-    generator = np.random.default_rng(0)
-    trained = {text for _ in range(400) for text, _ in few_shot.episode(generator, 9, held_out=False)[0]}
-    for shots in (0, 1, 2, 8):
-        for _ in range(50):
-            rows, labels = few_shot.episode(generator, shots + 1, held_out=True)
-            assert len(rows) == shots + 1
-            assert rows[-1][0] not in trained
-            assert {text for text, _ in rows[:-1]} <= {text for text, _ in rows} & trained | {rows[0][0]}
-            assert {label for _, label in rows} <= set(labels)
-            if shots >= 2:
-                assert {label for _, label in rows[:2]} == set(labels)
-
-
-def test_a_short_run(tmp_path):
-    finished = run("--steps", 20, "--trials", 5, "--shots", 0, 2, "--output", tmp_path / "run")
-    assert finished.returncode == 0, finished.stderr
-    assert "oneDNN" not in finished.stderr
-    assert "2 examples" in finished.stdout
-    accuracy = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert set(accuracy) == {"0", "2"}
-    assert all(0 <= value <= 1 for value in accuracy.values())
-    assert (tmp_path / "run" / "examples.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_model_and_a_file_of_ones_own(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -64,25 +35,20 @@ def test_a_model_and_a_file_of_ones_own(tmp_path):
     tfm.CausalLM(backbone, tokenizer=tfm.data.Tokenizer(base, 64)).save_pretrained(tmp_path / "gpt")
     rows = ["text,label", "good food,yes", "bad food,no", "good day,yes", "bad day,no"]
     (tmp_path / "rows.csv").write_text("\n".join(rows))
-    options = (
-        "--model",
-        tmp_path / "gpt",
-        "--data",
-        tmp_path / "rows.csv",
-        "--shots",
-        0,
-        2,
-        "--output",
-        tmp_path / "run",
-    )
-    finished = run(*options)
+    options = ("--data", tmp_path / "rows.csv", "--shots", 0, 2, "--output", tmp_path / "run")
+    finished = run(tmp_path / "gpt", *options)
     assert finished.returncode == 0, finished.stderr
-    assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())) == {"0", "2"}
-    missing = run("--model", tmp_path / "gpt", "--data", tmp_path / "nothing.csv")
+    assert "oneDNN" not in finished.stderr
+    assert "2 examples" in finished.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["right"]) == {"0", "2"}
+    assert metrics["commonest"] == 0.5
+    assert (tmp_path / "run" / "examples.png").read_bytes().startswith(b"\x89PNG")
+    missing = run(tmp_path / "gpt", "--data", tmp_path / "nothing.csv")
     assert missing.returncode == 2
     assert "few_shot.py: error: " in missing.stderr
     assert "Traceback" not in missing.stderr
-    assert run("--model", tmp_path / "gpt").returncode == 2
+    assert run(tmp_path / "no-gpt").returncode == 2
 
 
 def test_examples_are_of_each_class_in_turn_and_never_the_row_itself():
