@@ -9,8 +9,6 @@ Beside them stand the floor of a step, which is to read the weights once, and wh
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,9 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.measure import alternate, in_processes, ratio, save
+from benchmarks.measure import alternate, ratio, run_by_backend
 
-BACKENDS = ("tensorflow", "jax", "torch")
 SIZES = dict(vocabulary=8192, width=256, layers=4, heads=4, intermediate=1024, prompt=32, new=256, positions=1024)
 
 
@@ -188,21 +185,5 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, print the table, keep the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=BACKENDS)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.json:
-        print("RESULT " + json.dumps(measure(args.backend, args.rounds)))
-        return
-    results = in_processes("benchmarks.generation", [args.backend] if args.backend else BACKENDS, args.rounds)
-    print(table(results))
-    if not args.backend:
-        print("\nkept as", save("generation", {"sizes": SIZES, "results": results}))
-
-
 if __name__ == "__main__":
-    main()
+    run_by_backend("generation", __doc__ or "", measure, table, {"sizes": SIZES})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+BACKENDS = ("tensorflow", "jax", "torch")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -66,6 +68,24 @@ def in_processes(module: str, backends: Iterable[str], rounds: int) -> dict[str,
             raise SystemExit(output.stdout + output.stderr)
         results[backend] = json.loads(found[0].removeprefix("RESULT "))
     return results
+
+
+def run_by_backend(
+    module: str, description: str, measure: Callable[[str, int], dict], table: Callable[[dict], str], about: dict
+) -> None:
+    """The command line of a benchmark: measure every backend or one, print the table, keep the JSON of all."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=BACKENDS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.json:
+        print("RESULT " + json.dumps(measure(args.backend, args.rounds)))
+        return
+    results = in_processes(f"benchmarks.{module}", [args.backend] if args.backend else BACKENDS, args.rounds)
+    print(table(results))
+    if not args.backend:
+        print("\nkept as", save(module, {**about, "results": results}))
 
 
 def machine() -> dict[str, object]:

@@ -9,7 +9,6 @@ of a real model, stories260k, on a story of its own, where KERAS_TFM_DATA says w
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -17,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.generation import BACKENDS, SIZES
-from benchmarks.measure import alternate, in_processes, ratio, save
+from benchmarks.generation import SIZES
+from benchmarks.measure import alternate, ratio, run_by_backend
 
 VARIANTS = {
     "float32": (None, None),
@@ -80,8 +79,9 @@ def cache_bytes(model, dtype: str | None) -> int:
     return sum(keras.ops.convert_to_numpy(x).nbytes for x in arrays if len(x.shape) == 4) // capacity
 
 
-def measure(rounds: int) -> dict:
-    """All figures of this process's backend."""
+def measure(backend: str, rounds: int) -> dict:
+    """All figures of one backend, which is this process's."""
+    del backend
     prompts = np.random.default_rng(1).integers(1, SIZES["vocabulary"], (1, SIZES["prompt"])).astype("int32")
     models = {mode: made(mode) for mode in (None, "int8", "int4")}
     calls = {
@@ -115,21 +115,5 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, print the table, keep the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=BACKENDS)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.json:
-        print("RESULT " + json.dumps(measure(args.rounds)))
-        return
-    results = in_processes("benchmarks.quantized", [args.backend] if args.backend else BACKENDS, args.rounds)
-    print(table(results))
-    if not args.backend:
-        print("\nkept as", save("quantized", {"sizes": SIZES, "results": results}))
-
-
 if __name__ == "__main__":
-    main()
+    run_by_backend("quantized", __doc__ or "", measure, table, {"sizes": SIZES})

@@ -185,6 +185,7 @@ class Request:
             )
         limit = draft.backbone.config.max_sequence_length
         most = max(len(row) + int(more) for row, more in zip(self.prompts, self.max_new_tokens, strict=True))
+        most = max(most, *map(len, self.sources or [[]]), 0)
         if limit is not None and most > limit:
             raise ValueError(f"draft_model reads at most max_sequence_length={limit} tokens; {most} may be needed.")
         return Draft(decoder_of(draft))

@@ -48,7 +48,8 @@ def options_of(sampler: Any) -> dict[str, Any]:
                     f"{kind.__name__} with temperature={sampler.temperature} has no equal here; leave it at 1."
                 )
             return {**found, "length_penalty": 0.0} if "num_beams" in found else found
-    if not callable(getattr(sampler, "get_next_token", None)) or not hasattr(sampler, "variables"):
+    parts = ("get_next_token", "temperature", "variables")
+    if not all(hasattr(sampler, part) for part in parts) or not callable(sampler.get_next_token):
         raise ValueError(
             "sampler must be a name or have get_next_token(probabilities), temperature and variables, as those of "
             f"keras_hub.samplers; got {sampler!r}."

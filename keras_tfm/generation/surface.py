@@ -22,6 +22,7 @@ from keras_tfm.generation.request import (
     without_end,
 )
 from keras_tfm.generation.samplers import options_of
+from keras_tfm.generation.settings import SAMPLING
 from keras_tfm.models.generative import Generated
 
 CHUNK = 16  # tokens between two looks at the text for stop strings
@@ -66,7 +67,9 @@ def with_sampler(options: dict[str, Any]) -> dict[str, Any]:
         return options
     found = options_of(options["sampler"])
     others = {name: value for name, value in options.items() if name != "sampler"}
-    both = [name for name in found if others.get(name) is not None]
+    seeded = "temperature" in found and found.get("seed") is None  # a seed is no other choice
+    choices = {*SAMPLING, "temperature", "num_beams", "penalty_alpha", *found} | (set() if seeded else {"seed"})
+    both = [name for name in sorted(choices) if others.get(name) is not None]
     if both:
         raise ValueError(f"The sampler says {found}; {both} cannot be given beside it.")
     return others | found

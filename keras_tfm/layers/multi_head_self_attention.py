@@ -130,7 +130,7 @@ class MultiHeadSelfAttention(Attention):
         Args:
             batch: Rows.
             capacity: Tokens that each row may come to; a windowed layer keeps no more than its window.
-            dtype: Of keys and values. Default: the compute dtype. "int8" takes a quarter of float32's memory.
+            dtype: Of keys and values. Default: the compute dtype. "int8" takes head_dim + 4 bytes a vector.
             spare: Tokens that a windowed layer keeps beyond its window, for as many to be dropped again.
         """
         if not self.causal:

@@ -72,9 +72,20 @@ def test_samplers_of_ones_own():
         ({"sampler": "nucleus"}, "must be one of"),
         ({"sampler": 3}, "get_next_token"),
         ({"sampler": "top_k", "top_k": 3}, r"\['top_k'\] cannot be given beside it"),
+        ({"sampler": "greedy", "temperature": 1.0}, r"\['temperature'\] cannot be given beside it"),
+        ({"sampler": Odd(1), "top_p": 0.5, "seed": 3}, r"\['seed', 'top_p'\] cannot be given beside it"),
+        ({"sampler": Odd(1), "penalty_alpha": 0.5}, r"\['penalty_alpha'\] cannot be given beside it"),
         ({"sampler": hub.samplers.BeamSampler(temperature=0.5)}, "temperature=0.5 has no equal"),
     ],
-    ids=["unknown name", "no sampler", "said twice", "no equal"],
+    ids=[
+        "unknown name",
+        "no sampler",
+        "said twice",
+        "greedy and drawn",
+        "own and drawn",
+        "own and searched",
+        "no equal",
+    ],
 )
 def test_bad_calls(options, words):
     with pytest.raises(ValueError, match=words):

@@ -196,6 +196,12 @@ def test_drafts_that_do_not_fit():
     short = tfm.CausalLM(tfm.models.gpt(**{**SIZES, "max_sequence_length": 10}))
     with pytest.raises(ValueError, match="at most max_sequence_length=10 tokens; 11 may be needed"):
         model.generate([1], 10, draft_model=short)
+    sizes = {**SIZES, "num_layers": 1, "metadata": {"decoder_start_token_id": 2}}
+    model, short = (
+        tfm.Seq2SeqLM(tfm.models.transformer(**{**sizes, "max_sequence_length": length})) for length in (400, 10)
+    )
+    with pytest.raises(ValueError, match="at most max_sequence_length=10 tokens; 17 may be needed"):
+        model.generate(PROMPTS[1], 5, draft_model=short)
 
 
 def test_rounds_are_compiled_once():
