@@ -27,6 +27,7 @@ SHORT = {
     "MaskedLM": "masked LM",
     "Seq2SeqLM": "seq2seq LM",
     "TextClassifier": "text",
+    "ImageClassifier": "image",
     "TokenClassifier": "token",
     "QuestionAnswerer": "question",
 }

@@ -6,6 +6,7 @@ from keras_tfm.config import TransformerConfig
 from keras_tfm.models import (
     Backbone,
     CausalLM,
+    ImageClassifier,
     MaskedLM,
     QuestionAnswerer,
     Seq2SeqLM,
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "CausalLM",
+    "ImageClassifier",
     "MaskedLM",
     "QuestionAnswerer",
     "Seq2SeqLM",

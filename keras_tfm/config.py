@@ -23,6 +23,17 @@ PATTERN_FIELDS = (
     "attention",
     "feed_forward",
 )
+OF_TOKENS = (  # fields that mean nothing to a model of images
+    "vocabulary_size",
+    "max_sequence_length",
+    "token_type_vocabulary_size",
+    "embedding_scale",
+    "tie_embeddings",
+    "head_bias",
+    "logit_scale",
+    "logit_softcap",
+    "mask_zero",
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class TransformerConfig:
 
     Attributes:
         kind: "encoder" (BERT), "decoder" (GPT) or "encoder_decoder" (the original transformer).
-        vocabulary_size: Rows of the token table.
+        vocabulary_size: Rows of the token table; None of a model that reads images.
         hidden_dim: Width of the residual stream.
         num_layers: Blocks; of an encoder-decoder, those of the encoder.
         num_heads: Query heads.
@@ -63,6 +74,10 @@ class TransformerConfig:
         tie_embeddings: A language model's head uses the token table.
         head_bias: A language model's head adds a bias to the logits.
         logit_scale, logit_softcap: What a language model's logits are multiplied with, and then capped at, softly.
+        image_size: Pixels of an image's side, or (height, width): the model is an encoder of images, and of no tokens.
+        patch_size: Pixels of a patch's side, or (height, width) (ViT: 16).
+        num_channels: Of an image.
+        patch_embedding: Further options of `PatchEmbedding`: class_token, use_bias.
         mask_zero: Token 0 is padding wherever no padding_mask is given.
         initializer_range: Standard deviation of initial weights (normal, cut at two of them).
         metadata: What a checkpoint's config.json says beside the model, such as token ids; written back with it.
@@ -73,7 +88,7 @@ class TransformerConfig:
     """
 
     kind: str
-    vocabulary_size: int
+    vocabulary_size: int | None
     hidden_dim: int
     num_layers: int
     num_heads: int
@@ -109,6 +124,10 @@ class TransformerConfig:
     head_bias: bool = False
     logit_scale: float | None = None
     logit_softcap: float | None = None
+    image_size: Any = None
+    patch_size: Any = None
+    num_channels: int = 3
+    patch_embedding: dict[str, Any] | None = None
     mask_zero: bool = False
     initializer_range: float = 0.02
     metadata: dict[str, Any] | None = None
@@ -117,7 +136,9 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}; got {self.kind!r}.")
-        for name in ("vocabulary_size", "hidden_dim", "num_layers", "num_heads", "intermediate_dim"):
+        self._check_images()
+        needed = ("hidden_dim", "num_layers", "num_heads", "intermediate_dim")
+        for name in needed if self.image_size is not None else ("vocabulary_size", *needed):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer; got {value!r}.")
@@ -147,7 +168,7 @@ class TransformerConfig:
                 raise ValueError(f"layer_pattern takes {list(PATTERN_FIELDS)}; got {unknown}.")
         if self.layer_pattern is not None and self.layer_groups is not None:
             raise ValueError("layer_pattern makes blocks differ, layer_groups makes them one; give either.")
-        if self.position_kind == "learned" and self.max_sequence_length is None:
+        if self.position_kind == "learned" and self.max_sequence_length is None and self.image_size is None:
             raise ValueError("position='learned' needs max_sequence_length, the number of positions in its table.")
         if self.attention_position is not None and self.position_kind not in (None, *EMBEDDING_POSITIONS):
             raise ValueError(
@@ -166,6 +187,54 @@ class TransformerConfig:
             raise ValueError(f"pooler belongs to kind='encoder'; this is {self.kind!r}.")
         if self.token_type_vocabulary_size and self.kind != "encoder":
             raise ValueError(f"token_type_vocabulary_size belongs to kind='encoder'; this is {self.kind!r}.")
+
+    def _check_images(self) -> None:
+        """Raise ValueError unless the fields are those of a model of images, or of one of tokens."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"vocabulary_size": None}
+        foreign = ("patch_size", "num_channels", "patch_embedding") if self.image_size is None else OF_TOKENS
+        given = [name for name in foreign if getattr(self, name) != defaults[name]]
+        if given:
+            reason = (
+                "which needs image_size" if self.image_size is None else "and this one, with image_size, reads none"
+            )
+            of = "images" if self.image_size is None else "tokens"
+            raise ValueError(f"{', '.join(given)} belong to a model of {of}, {reason}.")
+        if self.image_size is None:
+            return
+        if self.kind != "encoder":
+            raise ValueError(f"image_size belongs to kind='encoder'; this is {self.kind!r}.")
+        if type(self.num_channels) is not int or self.num_channels < 1:
+            raise ValueError(f"num_channels must be a positive integer; got {self.num_channels!r}.")
+        for name in ("image_size", "patch_size"):  # one spelling for each meaning
+            height, width = sides(name, getattr(self, name))
+            object.__setattr__(self, name, height if height == width else [height, width])
+        (height, width), (patch_height, patch_width) = self._pixels
+        if height % patch_height or width % patch_width:
+            raise ValueError(f"image_size={self.image_size} does not divide into patches of {self.patch_size}.")
+
+    @property
+    def _pixels(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) of an image and of a patch."""
+        return sides("image_size", self.image_size), sides("patch_size", self.patch_size)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(height, width, channels) of an image; None of a model of tokens."""
+        return None if self.image_size is None else (*self._pixels[0], self.num_channels)
+
+    @property
+    def patch_shape(self) -> tuple[int, int, int] | None:
+        """(height, width, channels) of a patch; None of a model of tokens."""
+        return None if self.image_size is None else (*self._pixels[1], self.num_channels)
+
+    @property
+    def num_positions(self) -> int | None:
+        """Rows of a learned position table: `max_sequence_length`, or an image's patches and its class token."""
+        if self.image_size is None:
+            return self.max_sequence_length
+        (height, width), (patch_height, patch_width) = self._pixels
+        patches = (height // patch_height) * (width // patch_width)
+        return patches + int((self.patch_embedding or {}).get("class_token", True))
 
     @property
     def position_kind(self) -> str | None:
@@ -205,6 +274,14 @@ class TransformerConfig:
         """A copy with some fields changed."""
         check_fields(changes)
         return dataclasses.replace(self, **changes)
+
+
+def sides(name: str, value: Any) -> tuple[int, int]:
+    """(height, width) of what may be given as one number for both."""
+    pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
+        raise ValueError(f"{name} must be a positive integer, or (height, width) of them; got {value!r}.")
+    return pair
 
 
 def kind_of(position: Any) -> str | None:

@@ -47,6 +47,7 @@ from keras_tfm.architectures.smollm3 import SMOLLM3
 from keras_tfm.architectures.stablelm import STABLELM
 from keras_tfm.architectures.starcoder2 import STARCODER2
 from keras_tfm.architectures.t5 import T5
+from keras_tfm.architectures.vit import VIT
 from keras_tfm.architectures.xlm_roberta import XLM_ROBERTA
 
 FAMILIES: dict[str, Architecture] = {
@@ -94,6 +95,7 @@ FAMILIES: dict[str, Architecture] = {
         STABLELM,
         STARCODER2,
         T5,
+        VIT,
         XLM_ROBERTA,
     )
 }

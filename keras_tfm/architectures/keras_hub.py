@@ -25,6 +25,11 @@ def heads_second(array: np.ndarray) -> np.ndarray:
     return array.transpose(1, 0, 2)
 
 
+def without(**options: bool) -> dict[str, bool] | None:
+    """Those of the options that are off; None where all are on."""
+    return {name: False for name, value in options.items() if not value} or None
+
+
 @dataclass(frozen=True)
 class HubFamily:
     """A KerasHub backbone.
@@ -348,4 +353,46 @@ HUB_FAMILIES: dict[str, HubFamily] = {
         zeros=("token_embedding.bias",),
     ),
 }
+HUB_FAMILIES["ViTBackbone"] = HubFamily(
+    "vit",
+    {
+        "hidden_size": "hidden_dim",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "intermediate_size": "mlp_dim",
+        "hidden_dropout_prob": "dropout_rate",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "layer_norm_eps": "layer_norm_epsilon",
+        "image_size": lambda backbone: backbone.get_layer("vit_patching_and_embedding").image_size,
+        "patch_size": "patch_size",
+        "num_channels": lambda backbone: backbone.get_layer("vit_patching_and_embedding").num_channels,
+    },
+    {
+        "patch_embedding.class_vector": "vit_patching_and_embedding.class_token",
+        "patch_embedding.projection": "vit_patching_and_embedding.patch_embedding",
+        "position_embedding": "vit_patching_and_embedding.position_embedding",
+        "final_norm": "vit_encoder.layer_norm",
+        **_block(
+            "blocks",
+            "vit_encoder.encoder_layers",
+            {
+                **{f"attention.{name}": f"mha._{name}_dense" for name in ("query", "key", "value")},
+                "attention.output_projection": "mha._output_dense",
+                "attention_residual.input_norm": "layer_norm_1",
+                "feed_forward.up": "mlp.dense_1",
+                "feed_forward.down": "mlp.dense_2",
+                "feed_forward_residual.input_norm": "layer_norm_2",
+            },
+        ),
+    },
+    fields={
+        "pooler": lambda backbone: False,
+        "activation_dropout": lambda backbone: backbone.dropout_rate,
+        "attention": lambda backbone: without(use_bias=backbone.use_mha_bias),
+        "feed_forward": lambda backbone: without(use_bias=backbone.use_mlp_bias),
+        "patch_embedding": lambda backbone: without(
+            class_token=backbone.use_class_token, use_bias=backbone.use_patch_bias
+        ),
+    },
+)
 HUB_FAMILIES["Llama3Backbone"] = HUB_FAMILIES["LlamaBackbone"]

@@ -128,6 +128,22 @@ OUTPUT_EMBEDDING: Layout = (
 )
 VECTOR: Layout = (Tensor("", ""),)
 INTERLEAVED: Layout = (Interleaved("", ""),)
+# ViT keeps these with a first axis of one, for the batch.
+FIRST_VECTOR: Layout = (Tensor("", "", write=lambda array: array[None]),)
+FIRST_POSITIONS: Layout = (Tensor("embeddings", "", write=lambda array: array[None]),)
+
+
+def patches(shape: Shape) -> Layout:
+    """A projection of patches of this (height, width, channels), which torch keeps as the kernel of a convolution."""
+    height, width, channels = shape
+
+    def read(array: Array, to: Shape) -> Array:
+        return array.transpose(2, 3, 1, 0).reshape(to)
+
+    def write(array: Array) -> Array:
+        return array.reshape(height, width, channels, -1).transpose(3, 2, 0, 1)
+
+    return (Tensor("_kernel", "weight", read, write), Tensor("bias", "bias"))
 
 
 def _transposed(ours: str, theirs: str) -> Tensor:

@@ -16,6 +16,7 @@ from keras_tfm.checkpoints import mxfp4, tensors
 from keras_tfm.checkpoints import source as sources
 from keras_tfm.checkpoints.matching import Match, item_size, match, pairs
 from keras_tfm.config import TransformerConfig, check_fields
+from keras_tfm.layers.base import argument_names
 from keras_tfm.models import Backbone, TextEmbedder
 from keras_tfm.ops.backend import without_allocating
 
@@ -81,7 +82,7 @@ class Checkpoint:
         widest = max((max(entry.shape, default=1) for entry in self.entries.values()), default=0)
         sizes = {name: getattr(self.config, name) for name in ("vocabulary_size", "hidden_dim", "intermediate_dim")}
         sizes["num_heads"] = self.config.num_heads
-        wrong = {name: size for name, size in sizes.items() if size > widest}
+        wrong = {name: size for name, size in sizes.items() if size is not None and size > widest}
         if max(layers, self.config.num_decoder_layers or 0) > len(self.entries):
             wrong["num_layers"] = layers
         if wrong:
@@ -207,10 +208,11 @@ class Plan:
             check_fields(options)
         else:
             known = checkpoint.task_name() == cls.__name__
-            labels = checkpoint.labels() if known and cls.__name__ in ("TextClassifier", "TokenClassifier") else None
+            classifies = "num_classes" in argument_names(cls)
+            labels = checkpoint.labels() if known and classifies else None
             if labels is not None and "num_classes" not in options:
                 self.options["num_classes"] = len(labels)
-                if cls.__name__ == "TextClassifier":
+                if "labels" in argument_names(cls):
                     self.options.setdefault("labels", labels)
             self.options = {**head.arguments(config), **self.options}
         # The model without its weights tells which tensors it wants, in which shapes, before anything is allocated.

@@ -20,6 +20,7 @@ from keras_tfm.checkpoints import sentence_transformers, tensors, writing
 from keras_tfm.checkpoints.checkpoint import Checkpoint, Plan
 from keras_tfm.checkpoints.matching import Pair, check_not_quantized, pairs, some
 from keras_tfm.data import accepted
+from keras_tfm.layers.base import argument_names
 from keras_tfm.models import Backbone, TextEmbedder
 from keras_tfm.models.task import Task
 
@@ -40,8 +41,8 @@ def read(
     """`cls.from_pretrained`: see `keras_tfm.models.pretrained.Pretrained`."""
     automatic = isinstance(tokenizer, str) and tokenizer == "auto"
     if not automatic and tokenizer is not None:
-        if not issubclass(cls, Task):
-            raise ValueError(f"A {cls.__name__} takes token ids and no tokenizer; a task model takes tokenizer=.")
+        if "tokenizer" not in argument_names(cls):
+            raise ValueError(f"A {cls.__name__} takes no tokenizer; task models that read text take tokenizer=.")
         tokenizer = accepted.as_tokenizer(tokenizer)
     checkpoint = Checkpoint(source, revision)
     if checkpoint.unknown:
@@ -61,7 +62,7 @@ def read(
         )
     if plan.match.unused:
         logger.info("%s: the checkpoint's %s are not part of this model.", cls.__name__, some(plan.match.unused))
-    if issubclass(cls, Task):
+    if "tokenizer" in argument_names(cls):
         if automatic:
             _read_tokenizer(model, checkpoint.directory, max_length)
         else:

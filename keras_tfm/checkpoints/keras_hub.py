@@ -15,19 +15,21 @@ from keras_tfm.checkpoints.matching import resolve
 from keras_tfm.data import KerasHubTokenizer
 from keras_tfm.models import Backbone
 
+IMAGE_POOLING = {"token": "first", "gap": "mean"}
+
 
 def from_keras_hub(model: Any, *, dtype: Any = None, name: str | None = None) -> Any:
     """A KerasHub backbone as ours, a KerasHub task as our task: the same outputs for the same tokens.
 
     Args:
-        model: A backbone (BERT, RoBERTa, DistilBERT, ALBERT, GPT-2, OPT, Llama, Mistral, Qwen, Gemma, T5, BART), or a
-            text classifier, causal or sequence-to-sequence language model on one. Of its preprocessor, the tokenizer
-            comes along, with its start token and its sequence length.
+        model: A backbone (BERT, RoBERTa, DistilBERT, ALBERT, GPT-2, OPT, Llama, Mistral, Qwen, Gemma, T5, BART, ViT),
+            or a text or image classifier, causal or sequence-to-sequence language model on one. Of its preprocessor, the
+            tokenizer comes along, with its start token and its sequence length; what is done to images does not.
         dtype: Policy of the new model. Default: the global one.
         name: Of the new model.
 
     Returns:
-        A `Backbone`, `TextClassifier`, `CausalLM` or `Seq2SeqLM`. KerasHub's "segment_ids" of BERT are
+        A `Backbone`, `TextClassifier`, `ImageClassifier`, `CausalLM` or `Seq2SeqLM`. KerasHub's "segment_ids" of BERT are
         "token_type_ids" here. Positions are counted over real tokens, KerasHub's over padding too: rows that are padded
         on the left differ where positions are learned.
 
@@ -71,6 +73,7 @@ def _config(backbone: Any, family: HubFamily) -> Any:
         "distilbert",
         "opt",
         "bart",
+        "vit",
     ):
         written["max_position_embeddings"] = 2**17  # KerasHub states none
     config, _ = architectures.find(family.model_type).read_config({k: v for k, v in written.items() if v is not None})
@@ -84,7 +87,7 @@ def _copy(theirs: Any, ours: Backbone, family: HubFamily) -> None:
         target = resolve(ours, mine)
         before, _, last = path.rpartition(".")
         choices = [".".join(filter(None, (before, choice))) for choice in last.split("|")]
-        source = next((found for choice in choices if (found := resolve(theirs, choice)) is not None), None)
+        source = next((found for choice in choices if (found := _of_theirs(theirs, choice)) is not None), None)
         if target is None:
             continue  # an option that is off
         if source is None:
@@ -109,6 +112,15 @@ def _copy(theirs: Any, ours: Backbone, family: HubFamily) -> None:
         raise ValueError(f"{type(theirs).__name__} has nothing for {left[:4]}, {len(left)} weights in all.")
 
 
+def _of_theirs(backbone: Any, path: str) -> Any:
+    """As `resolve`; the first step may be a layer's name, for ViT keeps no attributes."""
+    first, _, rest = path.partition(".")
+    if rest and not hasattr(backbone, first):
+        backbone = next((layer for layer in backbone.layers if layer.name == first), None)
+        return resolve(backbone, rest)
+    return resolve(backbone, path)
+
+
 def _relative_bias(theirs: Any, ours: Any, stack: str, side: str, filled: set[int]) -> None:
     """T5's table, which lies in the first block of each of KerasHub's stacks."""
     table = resolve(theirs, f"{side}_transformer_layers.0.self_attention.relative_attention_bias")
@@ -119,7 +131,7 @@ def _relative_bias(theirs: Any, ours: Any, stack: str, side: str, filled: set[in
 
 
 def _weights(layer: Any) -> list[Any]:
-    return [variable for variable in layer.weights if "seed_generator" not in variable.path]
+    return [variable for variable in getattr(layer, "weights", [layer]) if "seed_generator" not in variable.path]
 
 
 def _pairs(ours: Backbone, family: HubFamily):
@@ -142,20 +154,22 @@ def _task(model: Any, backbone: Backbone, dtype: Any, name: str | None) -> Any:
     for ending, cls in (("CausalLM", "CausalLM"), ("Seq2SeqLM", "Seq2SeqLM")):
         if kind.endswith(ending):
             return getattr(keras_tfm, cls)(backbone, tokenizer=tokenizer, dtype=dtype, name=name)
-    if not kind.endswith("TextClassifier"):
-        raise ValueError(f"{kind} is not taken over; text classifiers, causal and seq2seq language models are.")
-    if model.activation not in (None, keras.activations.linear):
+    if not kind.endswith(("TextClassifier", "ImageClassifier")):
+        raise ValueError(f"{kind} is not taken over; classifiers, causal and seq2seq language models are.")
+    if model.output_dense.activation not in (None, keras.activations.linear):
         raise ValueError(f"{kind} ends in an activation; take one with activation=None, whose outputs are logits.")
     options: dict[str, Any] = {"num_classes": model.num_classes, "dropout": model.dropout, "dtype": dtype, "name": name}
-    options["tokenizer"] = tokenizer
-    hidden = getattr(model, "pooled_dense", None)
-    if hidden is None:
-        ours = keras_tfm.TextClassifier(backbone, **options)
-        layers = {"head.logits": "output_dense"}
+    layers = {"head.logits": "output_dense"}
+    between = next((layer for layer in ("pooled_dense", "intermediate_layer") if hasattr(model, layer)), None)
+    if between is not None:
+        hidden = getattr(model, between)
+        options["head"] = {"hidden_dim": hidden.units, "activation": keras.activations.serialize(hidden.activation)}
+        layers["head.hidden"] = between
+    if kind.endswith("ImageClassifier"):
+        ours = keras_tfm.ImageClassifier(backbone, pooling=IMAGE_POOLING[model.pooling], **options)
     else:
-        head = {"hidden_dim": model.hidden_dim, "activation": keras.activations.serialize(hidden.activation)}
-        ours = keras_tfm.TextClassifier(backbone, pooling="first", head=head, **options)
-        layers = {"head.hidden": "pooled_dense", "head.logits": "output_dense"}
+        pooling = None if between is None else "first"
+        ours = keras_tfm.TextClassifier(backbone, pooling=pooling, tokenizer=tokenizer, **options)
     for mine, theirs in layers.items():
         target, source = resolve(ours, mine), resolve(model, theirs)
         target.set_weights(source.get_weights())

@@ -8,6 +8,7 @@ from keras_tfm.layers.heads import ClassificationHead, MaskedLMHead
 from keras_tfm.layers.mixture_of_experts import MixtureOfExperts
 from keras_tfm.layers.multi_head_cross_attention import MultiHeadCrossAttention
 from keras_tfm.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_tfm.layers.patch_embedding import PatchEmbedding
 from keras_tfm.layers.pooling import Pooling
 from keras_tfm.layers.position_scheme import PositionScheme
 from keras_tfm.layers.positional_encoding import PositionalEncoding
@@ -32,6 +33,7 @@ __all__ = [
     "MixtureOfExperts",
     "MultiHeadCrossAttention",
     "MultiHeadSelfAttention",
+    "PatchEmbedding",
     "Pooling",
     "PositionScheme",
     "PositionalEncoding",

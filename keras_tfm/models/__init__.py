@@ -1,14 +1,15 @@
 """Whole models: backbones built from a `TransformerConfig`, and task models that put a head on one."""
 
 from keras_tfm.models.backbone import Backbone
-from keras_tfm.models.builders import bert, gpt, transformer
-from keras_tfm.models.classifiers import QuestionAnswerer, TextClassifier, TokenClassifier
+from keras_tfm.models.builders import bert, gpt, transformer, vit
+from keras_tfm.models.classifiers import ImageClassifier, QuestionAnswerer, TextClassifier, TokenClassifier
 from keras_tfm.models.embedder import TextEmbedder
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
 
 __all__ = [
     "Backbone",
     "CausalLM",
+    "ImageClassifier",
     "MaskedLM",
     "QuestionAnswerer",
     "Seq2SeqLM",
@@ -18,4 +19,5 @@ __all__ = [
     "bert",
     "gpt",
     "transformer",
+    "vit",
 ]

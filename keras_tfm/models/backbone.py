@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_tfm.config import TransformerConfig
-from keras_tfm.layers import Pooling, TokenEmbedding
+from keras_tfm.layers import PatchEmbedding, Pooling, TokenEmbedding
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers.base import clone_initializer, logical_axes, register
 from keras_tfm.models.named_inputs import NamedInputsModel
@@ -46,6 +46,7 @@ class Backbone(Pretrained, NamedInputsModel):
         segment_ids: (batch, length) int, of packed sequences. `decoder_segment_ids` likewise.
         positions: (batch, length) int. Default: counted over real tokens, anew in each segment.
         attention_mask: (batch, length, length) or (batch, heads, length, length), true = may attend.
+        images: (batch, height, width, channels) float, scaled as the model was trained: all that a model of images takes.
 
     Returns:
         A decoder: hidden states, (batch, length, hidden_dim). An encoder: a dict with these as "sequence_output", and
@@ -53,9 +54,9 @@ class Backbone(Pretrained, NamedInputsModel):
         "sequence_output" and the encoder's as "encoder_sequence_output".
 
     Attributes:
-        token_embedding, position_embedding, token_type_embedding, embedding_norm, embedding_projection, blocks,
-            final_norm, pooler: the layers (None where there is none); of an encoder-decoder also
-            decoder_position_embedding, decoder_embedding_norm, decoder_blocks, decoder_final_norm.
+        token_embedding, patch_embedding, position_embedding, token_type_embedding, embedding_norm,
+            embedding_projection, blocks, final_norm, pooler: the layers (None where there is none); of an encoder-decoder
+            also decoder_position_embedding, decoder_embedding_norm, decoder_blocks, decoder_final_norm.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Backbone(Pretrained, NamedInputsModel):
             config = TransformerConfig.from_dict(config)
         self.config = config
         self.vocabulary_size = config.vocabulary_size
+        self.image_shape = config.image_shape
         main = Stack(config, decoder=config.kind == "decoder", dtype=dtype)
         decoder = (
             Stack(config, decoder=True, cross_attention=True, prefix="decoder_", dtype=dtype)
@@ -77,20 +79,7 @@ class Backbone(Pretrained, NamedInputsModel):
             else None
         )
         initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-        token_embedding = TokenEmbedding(
-            config.vocabulary_size,
-            config.embedding_dim or config.hidden_dim,
-            mask_zero=config.mask_zero,
-            scale=config.embedding_scale,
-            tied=config.tie_embeddings,
-            output_bias=config.head_bias,
-            logit_scale=config.logit_scale,
-            logit_softcap=config.logit_softcap,
-            embeddings_initializer=initializer,
-            name="token_embedding",
-            dtype=dtype,
-        )
-        parts: dict[str, Any] = {"token_embedding": token_embedding, "pooler": None, **main.parts()}
+        parts: dict[str, Any] = {**_embedding(config, initializer, dtype), "pooler": None, **main.parts()}
         if config.pooler:
             parts["_first_token"] = Pooling("first", name="first_token", dtype=dtype)
             parts["pooler"] = keras.layers.Dense(
@@ -104,7 +93,7 @@ class Backbone(Pretrained, NamedInputsModel):
             parts |= {f"decoder_{part}": layer for part, layer in decoder.parts().items()}
         self._main: Stack = main
         self._decoder: Any = decoder
-        names = list(NAMES[config.kind])
+        names = list(NAMES[config.kind]) if config.image_shape is None else ["images"]
         if config.token_type_vocabulary_size:
             names.insert(2, "token_type_ids")
         super().__init__(
@@ -135,14 +124,14 @@ class Backbone(Pretrained, NamedInputsModel):
             hidden, cache, scores = self._decode(inputs, encoded, cache, return_scores, training)
             outputs: Any = {"sequence_output": hidden, "encoder_sequence_output": encoded}
             return outputs, cache, {"encoder": encoder_scores, "decoder": scores} if return_scores else None
-        embedded = self.token_embedding(inputs["token_ids"])
+        if self.patch_embedding is not None:
+            embedded, options = self.patch_embedding(inputs["images"]), {}
+        else:
+            options = {name: value for name, value in inputs.items() if name != "token_ids"}
+            embedded = self.token_embedding(inputs["token_ids"])
         hidden, cache, scores = self._main.run(
             embedded,
-            padding_mask=inputs["padding_mask"],
-            attention_mask=inputs["attention_mask"],
-            segment_ids=inputs["segment_ids"],
-            positions=inputs["positions"],
-            token_type_ids=inputs.get("token_type_ids"),
+            **options,
             cache=cache,
             return_scores=return_scores,
             training=training,
@@ -151,7 +140,7 @@ class Backbone(Pretrained, NamedInputsModel):
             return hidden, cache, scores
         outputs = {"sequence_output": hidden}
         if self.pooler is not None:
-            outputs["pooled_output"] = self.pooler(self._first_token(hidden, padding_mask=inputs["padding_mask"]))
+            outputs["pooled_output"] = self.pooler(self._first_token(hidden, padding_mask=inputs.get("padding_mask")))
         return outputs, cache, scores
 
     def _encode(self, inputs, return_scores=False, training=None):
@@ -215,3 +204,33 @@ class Backbone(Pretrained, NamedInputsModel):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "config": self.config.to_dict()}
+
+
+def _embedding(config: TransformerConfig, initializer: Any, dtype: Any) -> dict[str, Any]:
+    """The layer that embeds tokens or patches, by the attribute that a backbone keeps it as."""
+    width = config.embedding_dim or config.hidden_dim
+    if config.image_shape is not None:
+        patches = PatchEmbedding(
+            width,
+            config.patch_size,
+            kernel_initializer=initializer,
+            **(config.patch_embedding or {}),
+            name="patch_embedding",
+            dtype=dtype,
+        )
+        return {"token_embedding": None, "patch_embedding": patches}
+    assert config.vocabulary_size is not None, "checked by the config"
+    tokens = TokenEmbedding(
+        config.vocabulary_size,
+        width,
+        mask_zero=config.mask_zero,
+        scale=config.embedding_scale,
+        tied=config.tie_embeddings,
+        output_bias=config.head_bias,
+        logit_scale=config.logit_scale,
+        logit_softcap=config.logit_softcap,
+        embeddings_initializer=initializer,
+        name="token_embedding",
+        dtype=dtype,
+    )
+    return {"token_embedding": tokens, "patch_embedding": None}

@@ -66,6 +66,25 @@ TRANSFORMER_SIZES = {
     "big": {**_sizes({"big": (6, 1024, 16)})["big"], "dropout": 0.3},
 }
 
+# Dosovitskiy et al. 2021, table 1 and appendix B.1 (dropout 0 when fine-tuned); tiny and small from Touvron et al. 2021.
+VIT_OPTIONS: dict[str, Any] = dict(
+    kind="encoder",
+    vocabulary_size=None,
+    image_size=224,
+    patch_size=16,
+    norm={"kind": "layer_norm", "epsilon": 1e-6},
+)
+VIT_SIZES = _sizes(
+    {
+        "tiny": (12, 192, 3),
+        "small": (12, 384, 6),
+        "base": (12, 768, 12),
+        "large": (24, 1024, 16),
+        "huge": (32, 1280, 16),
+    }
+)
+VIT_SIZES["huge"]["patch_size"] = 14
+
 
 def _build(
     family: str, size: Any, options: dict[str, Any], sizes: dict[str, dict[str, Any]], given: dict[str, Any]
@@ -75,6 +94,10 @@ def _build(
     if isinstance(size, TransformerConfig):
         if size.kind != options["kind"]:
             raise ValueError(f"{family} is of kind {options['kind']!r}; the config is of kind {size.kind!r}.")
+        if (size.image_shape is None) != ("image_size" not in options):
+            raise ValueError(
+                f"{family} reads {'images' if 'image_size' in options else 'tokens'}; the config's model does not."
+            )
         return Backbone(size.replace(**given), **model)
     if size is not None and size not in sizes:
         near = difflib.get_close_matches(str(size), sizes, n=1)
@@ -133,3 +156,21 @@ def transformer(size: str | TransformerConfig | None = None, **options: Any) -> 
         A `Backbone`: {"token_ids", "decoder_token_ids", ...} to {"sequence_output", "encoder_sequence_output"}.
     """
     return _build("transformer", size, TRANSFORMER_OPTIONS, TRANSFORMER_SIZES, options)
+
+
+def vit(size: str | TransformerConfig | None = None, **options: Any) -> Backbone:
+    """A vision transformer (Dosovitskiy et al. 2021): an encoder of images.
+
+    Args:
+        size: "tiny", "small", "base", "large" (patches of 16 pixels) or "huge" (14), a `TransformerConfig`, or None.
+        options: As in `bert`; image_size (224), patch_size and num_channels (3) set what it reads. Dropout is 0.
+
+    Returns:
+        A `Backbone`: images, (batch, height, width, channels) float, to {"sequence_output"}, (batch, patches + 1,
+        hidden_dim), the class token first.
+
+    Example:
+        >>> keras_tfm.models.vit("base").count_params()
+        85798656
+    """
+    return _build("vit", size, VIT_OPTIONS, VIT_SIZES, options)

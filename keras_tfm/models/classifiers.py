@@ -1,4 +1,4 @@
-"""Task models that classify: whole texts, tokens, or where an answer begins and ends."""
+"""Task models that classify: texts, images, tokens, or where an answer begins and ends."""
 
 from __future__ import annotations
 
@@ -29,29 +29,18 @@ def _head(
     return ClassificationHead(num_classes, **options, name="head", dtype=dtype)
 
 
-@register
-class TextClassifier(Task):
-    """A class, or a number, for a whole text.
+class Classifier(Task):
+    """A class, or a number, for a whole row: what classifiers of texts and of images share.
 
     Args:
-        backbone: An encoder or decoder.
+        backbone: A `Backbone`.
         num_classes: Logits; 1 is regression (mean squared error). Default: as many as `labels`, else 2.
         labels: Names of the classes, in order; labels given as names are then understood by `fit`.
-        pooling: "first", "last", "mean", "max", or "pooler" (BERT's). Default: the pooler where there is one, else the
-            first token of an encoder and the last of a decoder.
+        pooling: "first", "last", "mean", "max", or "pooler" (BERT's).
         dropout: Before the projection. Default: the backbone's.
         head: Further options of `ClassificationHead`, a dict, such as {"hidden_dim": 768}.
-        tokenizer: For raw strings.
-
-    Calling it gives logits, (batch, num_classes).
-
-    Example:
-        >>> classifier = keras_tfm.TextClassifier(keras_tfm.models.bert("tiny"), num_classes=3)
-        >>> classifier(np.ones((2, 16), "int32")).shape
-        (2, 3)
+        tokenizer, name, trainable, dtype: As of `Task`.
     """
-
-    kinds = ("encoder", "decoder")
 
     def __init__(
         self,
@@ -62,7 +51,6 @@ class TextClassifier(Task):
         pooling: str | None = None,
         dropout: float | None = None,
         head: dict[str, Any] | None = None,
-        tokenizer: Any = None,
         **kwargs,
     ):
         if num_classes is None:
@@ -73,14 +61,15 @@ class TextClassifier(Task):
         has_pooler = getattr(backbone, "pooler", None) is not None
         if pooling == "pooler" and not has_pooler:
             raise ValueError("pooling='pooler' needs a backbone with a pooler (pooler=True); this one has none.")
-        if pooling is None:
-            pooling = "pooler" if has_pooler else "last" if backbone.config.kind == "decoder" else "first"
         self.num_classes = num_classes
         self.labels = None if labels is None else [str(label) for label in labels]
-        self.pooling = pooling
+        self.pooling = self._usual_pooling(backbone) if pooling is None else pooling
         self.dropout = backbone.config.dropout if dropout is None else dropout
         self.head_options = head
-        super().__init__(backbone, tokenizer=tokenizer, **kwargs)
+        super().__init__(backbone, **kwargs)
+
+    def _usual_pooling(self, backbone: Backbone) -> str:
+        raise self._not_implemented_error(self._usual_pooling)
 
     def _head_parts(self, backbone, dtype):
         pool = None if self.pooling == "pooler" else Pooling(self.pooling, name="pooling", dtype=dtype)
@@ -90,7 +79,7 @@ class TextClassifier(Task):
         pooled = (
             hidden["pooled_output"]
             if self.pool is None
-            else self.pool(sequence_output(hidden), padding_mask=inputs["padding_mask"])
+            else self.pool(sequence_output(hidden), padding_mask=inputs.get("padding_mask"))
         )
         return self.head(pooled, training=training)
 
@@ -107,8 +96,8 @@ class TextClassifier(Task):
         if labels.dtype.kind in "UO":
             if self.labels is None:
                 raise ValueError(
-                    f"Labels are names ({labels.flat[0]!r}, …): tell the model theirs, TextClassifier(..., labels=[...]), "
-                    "or give integers."
+                    f"Labels are names ({labels.flat[0]!r}, …): tell the model theirs, "
+                    f"{type(self).__name__}(..., labels=[...]), or give integers."
                 )
             index = {name: i for i, name in enumerate(self.labels)}
             unknown = sorted({str(name) for name in labels} - set(index))
@@ -134,6 +123,88 @@ class TextClassifier(Task):
             "dropout": self.dropout,
             "head": self.head_options,
         }
+
+
+@register
+class TextClassifier(Classifier):
+    """A class, or a number, for a whole text.
+
+    Args:
+        backbone: An encoder or decoder.
+        num_classes: Logits; 1 is regression (mean squared error). Default: as many as `labels`, else 2.
+        labels: Names of the classes, in order; labels given as names are then understood by `fit`.
+        pooling: "first", "last", "mean", "max", or "pooler" (BERT's). Default: the pooler where there is one, else the
+            first token of an encoder and the last of a decoder.
+        dropout: Before the projection. Default: the backbone's.
+        head: Further options of `ClassificationHead`, a dict, such as {"hidden_dim": 768}.
+        tokenizer: For raw strings.
+
+    Calling it gives logits, (batch, num_classes).
+
+    Example:
+        >>> classifier = keras_tfm.TextClassifier(keras_tfm.models.bert("tiny"), num_classes=3)
+        >>> classifier(np.ones((2, 16), "int32")).shape
+        (2, 3)
+    """
+
+    kinds = ("encoder", "decoder")
+
+    def _usual_pooling(self, backbone):
+        if getattr(backbone, "pooler", None) is not None:
+            return "pooler"
+        return "last" if backbone.config.kind == "decoder" else "first"
+
+
+@register
+class ImageClassifier(Classifier):
+    """A class, or a number, for an image (Dosovitskiy et al. 2021).
+
+    Args:
+        backbone: An encoder of images, such as `models.vit`.
+        num_classes: Logits; 1 is regression (mean squared error). Default: as many as `labels`, else 2.
+        labels: Names of the classes, in order; labels given as names are then understood by `fit`.
+        pooling: "first", "last", "mean", "max", or "pooler". Default: "first", the class token, or "mean" where the
+            backbone has none.
+        dropout: Before the projection. Default: the backbone's.
+        head: Further options of `ClassificationHead`, a dict, such as {"hidden_dim": 768}.
+
+    Calling it gives logits, (batch, num_classes), for images (batch, height, width, channels) of floats.
+
+    Example:
+        >>> classifier = keras_tfm.ImageClassifier(keras_tfm.models.vit("tiny", image_size=32, patch_size=8), num_classes=3)
+        >>> classifier(np.zeros((2, 32, 32, 3), "float32")).shape
+        (2, 3)
+    """
+
+    kinds = ("encoder",)
+    reads = "images"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int | None = None,
+        *,
+        labels: list[str] | None = None,
+        pooling: str | None = None,
+        dropout: float | None = None,
+        head: dict[str, Any] | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = None,
+    ):
+        options: dict[str, Any] = {"name": name, "trainable": trainable, "dtype": dtype}
+        super().__init__(backbone, num_classes, labels=labels, pooling=pooling, dropout=dropout, head=head, **options)
+
+    def _usual_pooling(self, backbone):
+        return "first" if (backbone.config.patch_embedding or {}).get("class_token", True) else "mean"
+
+    def _require_tokenizer(self):
+        raise ValueError(
+            f"{self.name} reads images, arrays of floats; got strings. Load the files that they name first."
+        )
+
+    def get_config(self):
+        return {name: value for name, value in super().get_config().items() if name != "tokenizer"}
 
 
 @register

@@ -11,7 +11,7 @@ from keras_tfm.layers.base import check_arguments, sublayer_dtypes, suggestion
 from keras_tfm.layers.token_embedding import check_token_ids
 
 # name: (shape without batch, dtype)
-INPUTS: dict[str, tuple[tuple[None, ...], str]] = {
+INPUTS: dict[str, tuple[tuple[int | None, ...], str]] = {
     "token_ids": ((None,), "int32"),
     "padding_mask": ((None,), "bool"),
     "token_type_ids": ((None,), "int32"),
@@ -22,6 +22,7 @@ INPUTS: dict[str, tuple[tuple[None, ...], str]] = {
     "decoder_padding_mask": ((None,), "bool"),
     "decoder_segment_ids": ((None,), "int32"),
     "decoder_positions": ((None,), "int32"),
+    "images": ((None, None, None), "float32"),  # the sizes are the model's
 }
 
 # What other libraries call them.
@@ -39,6 +40,8 @@ SAME_AS = {
     "decoder_attention_mask": "decoder_padding_mask",
     "position_ids": "positions",
     "decoder_position_ids": "decoder_positions",
+    "pixel_values": "images",
+    "image": "images",
 }
 
 
@@ -56,6 +59,7 @@ class NamedInputsModel(keras.Model):
     """
 
     vocabulary_size: int | None = None
+    image_shape: tuple[int, int, int] | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any):
         if args or kwargs:  # Keras calls this with none, for its own ends
@@ -77,7 +81,7 @@ class NamedInputsModel(keras.Model):
         self.__dict__.update(parts)
         symbols = {}
         for index, key in enumerate(names):
-            shape, input_dtype = INPUTS[key]
+            shape, input_dtype = INPUTS[key] if key != "images" else (self.image_shape, "float32")
             symbols[key] = keras.Input(shape, dtype=input_dtype, name=key, optional=index >= required)
         self._input_keys = tuple(names)
         self._required_keys = tuple(names[:required])
@@ -128,7 +132,7 @@ class NamedInputsModel(keras.Model):
         tensors = {key: self._tensor(key, given.get(key)) for key in self._input_keys}
         for key, value in tensors.items():
             which = "decoder_token_ids" if key.startswith("decoder_") else "token_ids"
-            first = tensors[which]
+            first = tensors.get(which)
             if value is not None and first is not None and not _agree(value.shape, first.shape):
                 shapes = tuple(first.shape), tuple(value.shape)
                 raise ValueError(f"{key} must go with {which} of shape {shapes[0]}; got shape {shapes[1]}.")
@@ -137,6 +141,8 @@ class NamedInputsModel(keras.Model):
     def _tensor(self, key: str, value: Any) -> Any:
         if value is None:
             return None
+        if key == "images":
+            return self._images(value)
         shape, dtype = INPUTS[key]
         if holds_strings(value):
             raise ValueError(f"{key} must be integers; got strings. {STRINGS}")
@@ -154,6 +160,21 @@ class NamedInputsModel(keras.Model):
             hint = " A mask of real tokens is padding_mask." if key == "attention_mask" and rank == 2 else ""
             raise ValueError(f"{key} must be {expected}; got shape {tuple(value.shape)}.{hint}")
         return value
+
+    def _images(self, value: Any) -> Any:
+        if not isinstance(value, keras.KerasTensor):
+            value = ops.convert_to_tensor(value)
+        dtype = keras.backend.standardize_dtype(value.dtype)
+        if "float" not in dtype:
+            raise ValueError(
+                f"images must be float, scaled as the model was trained, such as images / 127.5 - 1; got {dtype}."
+            )
+        shape, own = tuple(value.shape), self.image_shape or ()
+        if len(shape) != 4 or any(size not in (None, known) for size, known in zip(shape[1:], own, strict=True)):
+            height, width, channels = own
+            hint = " Channels come last." if len(shape) == 4 and shape[1] == channels != height else ""
+            raise ValueError(f"images must be (batch, {height}, {width}, {channels}); got shape {shape}.{hint}")
+        return value if dtype == "float32" else ops.cast(value, "float32")
 
     def get_config(self) -> dict[str, Any]:
         policy = keras.dtype_policies.serialize(sublayer_dtypes(self))  # with what quantization changed

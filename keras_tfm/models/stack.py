@@ -51,7 +51,7 @@ class Stack:
             extra = {} if isinstance(position, str) else {k: v for k, v in position.items() if k != "kind"}
             position = {
                 "kind": "learned",
-                "max_length": config.max_sequence_length,
+                "max_length": config.num_positions,
                 "embeddings_initializer": initializer,
                 **extra,
             }

@@ -58,6 +58,7 @@ class Task(Pretrained, NamedInputsModel):
     """
 
     kinds: tuple[str, ...] = ("encoder", "decoder", "encoder_decoder")
+    reads = "tokens"
 
     def __init__(
         self,
@@ -75,8 +76,12 @@ class Task(Pretrained, NamedInputsModel):
                 f"{type(self).__name__} goes on a backbone of kind {' or '.join(map(repr, self.kinds))}; "
                 f"this one is {backbone.config.kind!r}."
             )
+        reads = "tokens" if backbone.image_shape is None else "images"
+        if reads != self.reads:
+            raise ValueError(f"{type(self).__name__} reads {self.reads}; this backbone reads {reads}.")
         dtype = backbone.dtype_policy if dtype is None else dtype
         self.vocabulary_size = backbone.config.vocabulary_size
+        self.image_shape = backbone.image_shape
         self.tokenizer = tokenizer
         parts = {"backbone": backbone, **self._head_parts(backbone, dtype)}
         super().__init__(

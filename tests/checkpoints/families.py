@@ -616,4 +616,23 @@ FAMILIES: dict[str, Case] = {
         {"relu, as wide": dict(hidden_act="relu", embedding_size=24)},
         left=False,
     ),
+    "vit": Case(
+        "ViTConfig",
+        dict(
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=40,
+            image_size=[12, 8],
+            patch_size=[4, 2],
+            num_channels=5,
+            layer_norm_eps=1e-3,
+        ),
+        {"ImageClassifier": "ViTForImageClassification", "Backbone": "ViTModel"},
+        {
+            "no bias": dict(qkv_bias=False, hidden_act="relu"),
+            "square": dict(image_size=9, patch_size=3),
+            "Backbone: no bias": dict(qkv_bias=False, initializer_range=0.3),
+        },
+    ),
 }

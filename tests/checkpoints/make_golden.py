@@ -28,7 +28,7 @@ def main() -> None:
         shutil.rmtree(directory, ignore_errors=True)
         model.save_pretrained(directory)
         (directory / "generation_config.json").unlink(missing_ok=True)
-        inputs = batch_for(case, model.config.is_encoder_decoder)
+        inputs = batch_for(case, model.config)
         with torch.no_grad():
             logits = outputs_of(model, inputs)["logits"].numpy()
         np.savez_compressed(directory / "golden.npz", task=task, logits=logits, **inputs)

@@ -32,11 +32,15 @@ def reference(case: Case, variant: str | None, task: str):
     """Theirs, with every tensor perturbed, so that no start value hides a mistake."""
     torch.manual_seed(0)
     options = case.options | case.variants.get(variant, {}) | {"pad_token_id": case.pad}
-    if task in ("TextClassifier", "TokenClassifier"):
+    if task in ("TextClassifier", "TokenClassifier", "ImageClassifier"):
         options |= {"num_labels": 5}
     config = getattr(transformers, case.config)(**options, attn_implementation="eager")
     model = getattr(transformers, case.models[task])(config).eval()
-    if config.tie_word_embeddings and options.get("tie_word_embeddings") is False and hasattr(model, "lm_head"):
+    if (
+        getattr(config, "tie_word_embeddings", False)
+        and options.get("tie_word_embeddings") is False
+        and hasattr(model, "lm_head")
+    ):
         # T5's configuration says that all is tied; published checkpoints have a head of their own all the same.
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     with torch.no_grad():
@@ -50,9 +54,12 @@ def biases(model):
     return [buffer for name, buffer in model.named_buffers() if name == "final_logits_bias"]
 
 
-def batch_for(case: Case, encoder_decoder: bool) -> dict[str, np.ndarray]:
-    """Rows unpadded, right-padded and, where theirs can take it, left-padded."""
+def batch_for(case: Case, config) -> dict[str, np.ndarray]:
+    """For a model of their config: images, or rows unpadded, right-padded and, where theirs can take it, left-padded."""
     rng = np.random.default_rng(0)
+    if hasattr(config, "image_size"):
+        sides = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
+        return {"images": rng.normal(size=(3, *sides, config.num_channels)).astype("float32")}
     mask = np.ones((3, LENGTH), bool)
     mask[1, 7:] = False
     mask[2, :4] = not case.left
@@ -61,13 +68,20 @@ def batch_for(case: Case, encoder_decoder: bool) -> dict[str, np.ndarray]:
     types = case.options.get("type_vocab_size", 0)
     if types > 1:
         inputs["token_type_ids"] = rng.integers(0, types, mask.shape).astype("int32")
-    if encoder_decoder:
+    if config.is_encoder_decoder:
         inputs["decoder_token_ids"] = rng.integers(3, case.options["vocab_size"], (3, 6)).astype("int32")
     return inputs
 
 
+def mask_of(inputs):
+    """What of the outputs counts, where these have a row for each token."""
+    return inputs.get("padding_mask", np.ones((), bool))
+
+
 def outputs_of(model, inputs):
     """Theirs, positions counted over real tokens where they can be told."""
+    if "images" in inputs:
+        return dict(model(pixel_values=torch.from_numpy(inputs["images"].transpose(0, 3, 1, 2))))
     mask = inputs["padding_mask"]
     tensors = {"input_ids": inputs["token_ids"], "attention_mask": mask}
     if "token_type_ids" in inputs:
@@ -126,10 +140,10 @@ def test_outputs_are_the_references_and_files_go_back(family, variant, task, tmp
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*nothing is known of.*")
         ours = getattr(tfm, task).from_pretrained(tmp_path / "theirs")
-    inputs = batch_for(case, "decoder_token_ids" in ours._required_keys)
+    inputs = batch_for(case, theirs.config)
     with torch.no_grad():
         expected = outputs_of(theirs, inputs)
-    difference = compare(task, ours(inputs), expected, inputs["padding_mask"])
+    difference = compare(task, ours(inputs), expected, mask_of(inputs))
 
     ours.save_pretrained(tmp_path / "ours")
     again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
@@ -166,13 +180,13 @@ def test_gradients_are_the_references(family, tmp_path):
     theirs = reference(case, None, task)
     theirs.save_pretrained(tmp_path)
     ours = getattr(tfm, task).from_pretrained(tmp_path)
-    inputs = batch_for(case, "decoder_token_ids" in ours._required_keys)
+    inputs = batch_for(case, theirs.config)
 
     expected = outputs_of(theirs, inputs)["logits"]
     shape = tuple(expected.shape)
     weights = np.cos(np.arange(np.prod(shape))).reshape(shape).astype("float32") / np.prod(shape) ** 0.5
-    if shape[:2] == inputs["padding_mask"].shape:
-        weights = weights * inputs["padding_mask"][..., None]
+    if shape[:2] == mask_of(inputs).shape:
+        weights = weights * mask_of(inputs)[..., None]
     (expected * torch.from_numpy(weights)).sum().backward()
     by_name = gradients_of(theirs, tmp_path / "gradients")
 

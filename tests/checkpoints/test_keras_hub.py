@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from helpers import fill_weights, numpy
+from helpers import BACKEND, fill_weights, numpy
 
 import keras_tfm as tfm
 from keras_tfm.architectures.keras_hub import HUB_FAMILIES
@@ -37,16 +37,29 @@ CASES = {
     "GemmaBackbone": dict(**DECODER, head_dim=8),
     "T5Backbone": dict(**SIZES, num_heads=3, key_value_dim=8, activation=gelu_approximate),
     "BartBackbone": ENCODER,
+    "ViTBackbone": dict(
+        image_shape=(12, 8, 5),
+        patch_size=(4, 2),
+        num_layers=2,
+        hidden_dim=24,
+        num_heads=3,
+        mlp_dim=40,
+        dropout_rate=0.0,
+    ),
 }
 
 
-def backbone(name: str):
-    return fill_weights(getattr(hub.models, name)(**CASES[name], dropout=0.0), 0.3)
+def backbone(name: str, **changes):
+    dropout = {} if "dropout_rate" in CASES[name] else {"dropout": 0.0}
+    return fill_weights(getattr(hub.models, name)(**{**CASES[name], **dropout, **changes}), 0.3)
 
 
 def batch(model) -> tuple[dict, dict]:
     """Tokens as KerasHub takes them, and as we do."""
     rng = np.random.default_rng(0)
+    if not isinstance(model.input, dict):
+        images = rng.normal(size=(2, *model.input.shape[1:])).astype("float32")
+        return images, {"images": images}
     mask = np.ones((2, 9), bool)
     mask[1, 6:] = False
     ids = np.where(mask, rng.integers(3, 43, mask.shape), 1).astype("int32")
@@ -70,7 +83,8 @@ def main_output(outputs):
     return outputs
 
 
-def assert_same(ours, theirs, mask):
+def assert_same(ours, theirs, taken):
+    mask = taken.get("padding_mask", np.ones((), bool))  # images have none
     ours, theirs = numpy(ours), numpy(theirs)
     if ours.shape[:2] == mask.shape:
         ours, theirs = ours[mask], theirs[mask]
@@ -84,11 +98,11 @@ def test_backbones_give_the_same(name, tmp_path):
     given, taken = batch(theirs)
     expected = theirs(given)
     got = ours(taken)
-    assert_same(main_output(got), main_output(expected), taken["padding_mask"])
+    assert_same(main_output(got), main_output(expected), taken)
     if isinstance(expected, dict) and "pooled_output" in expected:
-        assert_same(got["pooled_output"], expected["pooled_output"], taken["padding_mask"])
+        assert_same(got["pooled_output"], expected["pooled_output"], taken)
     ours.save_pretrained(tmp_path)
-    assert_same(main_output(tfm.Backbone.from_pretrained(tmp_path)(taken)), main_output(got), taken["padding_mask"])
+    assert_same(main_output(tfm.Backbone.from_pretrained(tmp_path)(taken)), main_output(got), taken)
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "DistilBert", "Albert"])
@@ -97,7 +111,28 @@ def test_text_classifiers_give_the_same(family):
     theirs = fill_weights(cls(backbone(f"{family}Backbone"), num_classes=5, preprocessor=None), 0.3)
     ours = tfm.from_keras_hub(theirs)
     given, taken = batch(theirs)
-    assert_same(ours(taken), theirs(given), taken["padding_mask"])
+    assert_same(ours(taken), theirs(given), taken)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(use_class_token=False, use_patch_bias=False, use_mha_bias=False, use_mlp_bias=False),
+        dict(data_format="channels_first", image_shape=(5, 12, 8)),
+    ],
+    ids=["plain", "without", "channels first"],
+)
+@pytest.mark.parametrize("head", [dict(pooling="token"), dict(pooling="gap", intermediate_dim=7)], ids=str)
+def test_image_classifiers_give_the_same(options, head):
+    theirs = hub.models.ViTImageClassifier(backbone("ViTBackbone", **options), num_classes=6, preprocessor=None, **head)
+    ours = tfm.from_keras_hub(fill_weights(theirs, 0.3))
+    given, taken = batch(theirs)
+    if options.get("data_format") == "channels_first":
+        if BACKEND == "tensorflow":
+            pytest.skip("TensorFlow has no such convolution on a CPU")
+        taken = {"images": given.transpose(0, 2, 3, 1)}
+    assert_same(ours(taken), theirs(given), taken)
 
 
 @pytest.mark.parametrize("family", ["GPT2", "OPT", "Llama", "Mistral", "Qwen", "Gemma"])
@@ -106,7 +141,7 @@ def test_language_models_give_the_same(family):
     ours = tfm.from_keras_hub(theirs)
     assert isinstance(ours, tfm.CausalLM)
     given, taken = batch(theirs)
-    assert_same(ours(taken), theirs(given), taken["padding_mask"])
+    assert_same(ours(taken), theirs(given), taken)
 
 
 def test_what_is_not_taken_over():

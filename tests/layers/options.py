@@ -124,6 +124,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "MixtureOfExperts": {"num_experts": 4, "top_k": 2, "intermediate_dim": 16},
     "MultiHeadCrossAttention": {"num_heads": HEADS},
     "MultiHeadSelfAttention": {"num_heads": HEADS},
+    "PatchEmbedding": {"hidden_dim": WIDTH, "patch_size": 2},
     "TokenEmbedding": {"vocabulary_size": 11, "hidden_dim": WIDTH},
     "TransformerDecoderBlock": {"num_heads": HEADS, "intermediate_dim": 16},
     "TransformerEncoderBlock": {"num_heads": HEADS, "intermediate_dim": 16},
@@ -239,6 +240,13 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "embeddings_initializer": INITIALIZERS,
         "embeddings_regularizer": REGULARIZERS,
     },
+    "PatchEmbedding": {
+        "hidden_dim": changes(6),
+        "patch_size": changes(3, [2, 3]),
+        "class_token": changes(False),
+        "use_bias": changes(False),
+        "kernel_initializer": INITIALIZERS,
+    },
     "TokenTypeEmbedding": {"vocabulary_size": changes(3), "embeddings_initializer": INITIALIZERS},
     "TransformerEncoderBlock": _BLOCK,
     "TransformerDecoderBlock": {
@@ -287,6 +295,7 @@ def inputs(width: int = WIDTH) -> dict[str, np.ndarray]:
         "query": normal(BATCH, LENGTH, HEADS, 4, seed=4),
         "key": normal(BATCH, LENGTH, HEADS, 4, seed=5),
         "token_ids": ids(BATCH, LENGTH) * (np.arange(LENGTH) > 0),
+        "images": normal(BATCH, LENGTH, 12, 3, seed=6),
         "token_type_ids": np.array([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]], "int32"),
         "padding_mask": np.array([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], bool),
     }
@@ -303,6 +312,8 @@ def call(layer: keras.Layer, given: dict[str, Any], **keywords: Any) -> list[Any
         return [layer(given["x"], given["other"], **keywords)]
     if name == "MultiHeadCrossAttention" or getattr(layer, "cross_attention", None) is not None:
         return [layer(given["x"], given["context"], **keywords)]
+    if name == "PatchEmbedding":
+        return [layer(given["images"], **keywords)]
     if name == "TokenTypeEmbedding":
         return [layer(given["x"], given["token_type_ids"], **keywords)]
     if name == "Pooling":
@@ -330,7 +341,7 @@ def symbolic_inputs(
 ) -> dict[str, keras.KerasTensor]:
     def spec(name: str, array: np.ndarray) -> keras.KerasTensor:
         shape = [batch, *array.shape[1:]]
-        if length is None:
+        if length is None and name != "images":
             shape[1] = None
         return keras.Input(batch_shape=tuple(shape), dtype=str(array.dtype), name=name)
 

@@ -139,6 +139,7 @@ def test_building_by_shape_is_building_by_call():
             continue
         built, called = build_layer(layer, {}), build_layer(layer, {})
         call(called, inputs())
-        shape = (2, LENGTH, 2, 4) if layer in ("RelativePositionBias", "RotaryEmbedding") else (2, LENGTH, WIDTH)
-        built.build(shape)
+        heads, images = (2, LENGTH, 2, 4), inputs()["images"].shape
+        shapes = {"RelativePositionBias": heads, "RotaryEmbedding": heads, "PatchEmbedding": images}
+        built.build(shapes.get(layer, (2, LENGTH, WIDTH)))
         assert [tuple(w.shape) for w in built.weights] == [tuple(w.shape) for w in called.weights], layer
