@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks import families, few_rows, finetune, generation, imports, quantized, training
+from benchmarks import families, few_rows, finetune, generation, imports, memory, quantized, training
 from benchmarks.measure import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +39,7 @@ def sections() -> dict[str, str]:
         ("finetune", lambda r: finetune.table(r["rows"])),
         ("generation", lambda r: generation.table(r["results"])),
         ("few_rows", few_rows.table),
+        ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),
         ("families", lambda r: families.table(r["families"])),
     ):

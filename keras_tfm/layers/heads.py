@@ -167,9 +167,12 @@ class MaskedLMHead(Layer):
             self.bias = self.add_weight(name="bias", shape=(self.vocabulary_size,), initializer="zeros")
             logical_axes(self.bias, "vocab")
 
+    def states(self, x: Any) -> Any:
+        """What the table multiplies, (..., hidden_dim)."""
+        return self.norm(self.activation_function(self.hidden(x)))
+
     def call(self, x, token_embedding):
-        x = self.norm(self.activation_function(self.hidden(x)))
-        logits = token_embedding(x, reverse=True)
+        logits = token_embedding(self.states(x), reverse=True)
         logits = keras.ops.cast(logits, self.compute_dtype)
         return logits if self.bias is None else logits + keras.ops.cast(self.bias, logits.dtype)
 

@@ -124,6 +124,24 @@ class TokenEmbedding(Layer):
             return ops.reshape(ops.matmul(table, column), (*x.shape[:-1], -1))
         return self.table(x, reverse=True)
 
+    def projection(self, bias: Any = None) -> dict[str, Any]:
+        """The tied head as arguments of `linear_crossentropy`; `bias`, (vocabulary_size,), is added to its own.
+
+        Raises:
+            ValueError: for a quantized table, which has no gradient.
+        """
+        if self.table.quantization_mode is not None:
+            raise ValueError(f"{self.path} is quantized to {self.table.quantization_mode}: the loss cannot train it.")
+        table = self.table.embeddings if self.tied else self.table.reverse_embeddings
+        biases = [ops.cast(b, self.compute_dtype) for b in (self.bias, bias) if b is not None]
+        return {
+            "table": ops.cast(table, self.compute_dtype),
+            "bias": sum(biases[1:], biases[0]) if biases else None,
+            "transposed": not self.tied,
+            "scale": self.logit_scale,
+            "softcap": self.logit_softcap,
+        }
+
     def compute_mask(self, x, previous_mask=None):
         # A call turns ids into integers first: floats are hidden states here, or ids where somebody asks for their mask.
         hidden = is_float(x) and (len(x.shape) != 2 or x.shape[-1] == self.hidden_dim)

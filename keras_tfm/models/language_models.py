@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -11,14 +12,72 @@ from keras_tfm.layers import MaskedLMHead
 from keras_tfm.layers.base import check_options, register
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.generative import Generative
-from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
+from keras_tfm.models.objectives import LinearCrossentropy, TokenAccuracy, TokenCrossentropy
 from keras_tfm.models.task import Task
 
 IGNORED = -100
 
 
 class LanguageModel(Task):
-    """Logits over the vocabulary for every token; tokens labelled -100 (or any negative) do not count."""
+    """Logits over the vocabulary for every token; tokens labelled -100 (or any negative) do not count.
+
+    Subclasses say what the projection to the vocabulary is given, `_states`, and what it adds to the token embedding's.
+    """
+
+    _gives_states = False  # instead of logits, to a loss that projects them itself
+
+    def _states(self, hidden: Any) -> Any:
+        """What the token table multiplies, (batch, length, width)."""
+        raise self._not_implemented_error(self._states)
+
+    def _logits(self, states: Any) -> Any:
+        return self.backbone.token_embedding(states, reverse=True)
+
+    def _output_bias(self) -> Any:
+        """Of the logits, beside the token embedding's; None where there is none."""
+        return None
+
+    def _apply_head(self, hidden, inputs, training):
+        states = self._states(hidden)
+        return states if self._gives_states else self._logits(states)
+
+    def compile(self, optimizer=None, loss="auto", *, metrics="auto", **options):
+        """As `Task.compile`; loss="linear_crossentropy" is `LinearCrossentropy`."""
+        if isinstance(loss, str) and loss == "linear_crossentropy":
+            loss = LinearCrossentropy()
+        if isinstance(loss, LinearCrossentropy):
+            metrics = None if isinstance(metrics, str) and metrics == "auto" else metrics
+            if metrics or options.get("weighted_metrics"):
+                raise ValueError(
+                    f"metrics need logits, which {type(loss).__name__} never has as a whole; got {metrics or options}. "
+                    "Take metrics=None: the exponential of the loss is the perplexity."
+                )
+        super().compile(optimizer, loss, metrics=metrics, **options)
+
+    @contextlib.contextmanager
+    def _as_the_loss_takes_it(self):
+        """Within: calling the model gives states where the loss is to project them."""
+        self._gives_states = isinstance(self.loss, LinearCrossentropy)
+        try:
+            yield
+        finally:
+            self._gives_states = False
+
+    def train_step(self, *args, **kwargs):
+        with self._as_the_loss_takes_it():
+            return super().train_step(*args, **kwargs)
+
+    def test_step(self, *args, **kwargs):
+        with self._as_the_loss_takes_it():
+            return super().test_step(*args, **kwargs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight, "training": training}
+        if not self._gives_states:
+            return super().compute_loss(**arguments)
+        projection = self.backbone.token_embedding.projection(self._output_bias())
+        with self.loss.of_states(**projection, differentiable=training):
+            return super().compute_loss(**arguments)
 
     def _default_loss(self):
         return TokenCrossentropy()
@@ -58,8 +117,16 @@ class MaskedLM(LanguageModel):
         }
         return {"head": MaskedLMHead(config.vocabulary_size, **options, name="head", dtype=dtype)}
 
+    def _states(self, hidden):
+        return self.head.states(hidden["sequence_output"])
+
     def _apply_head(self, hidden, inputs, training):
+        if self._gives_states:
+            return self._states(hidden)
         return self.head(hidden["sequence_output"], token_embedding=self.backbone.token_embedding)
+
+    def _output_bias(self):
+        return self.head.bias
 
     def get_config(self):
         return {**super().get_config(), "head": self.head_options}
@@ -87,8 +154,8 @@ class CausalLM(Generative, LanguageModel):
     def _head_parts(self, backbone, dtype):
         return {}  # the token table, tied or with a table of its own for this: the layer knows
 
-    def _apply_head(self, hidden, inputs, training):
-        return self.backbone.token_embedding(hidden, reverse=True)
+    def _states(self, hidden):
+        return hidden
 
     def _text_labels(self, batch, labels):
         return shifted_labels(batch["token_ids"], batch["padding_mask"]) if labels is None else labels
@@ -132,8 +199,8 @@ class Seq2SeqLM(Generative, LanguageModel):
     def _head_parts(self, backbone, dtype):
         return {}
 
-    def _apply_head(self, hidden, inputs, training):
-        return self.backbone.token_embedding(hidden["sequence_output"], reverse=True)
+    def _states(self, hidden):
+        return hidden["sequence_output"]
 
 
 __all__ = ["Backbone", "CausalLM", "MaskedLM", "Seq2SeqLM", "shifted_labels"]

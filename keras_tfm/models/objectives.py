@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_tfm.layers.base import register
+from keras_tfm.layers.base import check_positive, register
+from keras_tfm.ops.linear_crossentropy import linear_crossentropy
 from keras_tfm.ops.losses import token_crossentropy
 
 
@@ -27,19 +29,94 @@ class TokenCrossentropy(keras.losses.Loss):
 
     Labels: (batch, ...) int, negative (-100, -1) for none. Predictions: (batch, ..., classes), logits. A `sample_weight`
     of (batch,) or of the labels' shape weighs tokens; the mean is over the sum of weights.
+
+    Args:
+        label_smoothing: The share of each label that is spread over all classes (Szegedy et al. 2016, section 7).
+        z_loss: Factor on the square of the logarithm of the softmax's normalizer, which is added (Chowdhery et al. 2022,
+            section 5: 1e-4).
     """
 
-    def __init__(self, name: str = "token_crossentropy", dtype: Any = None):
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        name: str = "token_crossentropy",
+        dtype: Any = None,
+    ):
         super().__init__(name=name, reduction="sum", dtype=dtype)
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be at least 0 and less than 1; got {label_smoothing}.")
+        if z_loss < 0.0:
+            raise ValueError(f"z_loss must not be negative; got {z_loss}.")
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+
+    def total_weight(self, y_true: Any, sample_weight: Any = None) -> Any:
+        """What the mean is over: how many tokens have a label, or the sum of their weights; a scalar, float32."""
+        counted = ops.cast(ops.cast(y_true, "int32") >= 0, "float32")
+        return ops.sum(_weighted(counted, sample_weight))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        losses, weights = token_crossentropy(y_true, y_pred)
+        losses, weights = token_crossentropy(y_true, y_pred, label_smoothing=self.label_smoothing, z_loss=self.z_loss)
         weights = _weighted(weights, sample_weight)
-        total = ops.sum(weights)
-        return ops.sum(losses * weights) / ops.where(total == 0, 1.0, total)
+        return _mean(ops.sum(losses * weights), ops.sum(weights))
 
     def get_config(self):
-        return {"name": self.name}
+        return {"name": self.name, "label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
+
+
+@register
+class LinearCrossentropy(TokenCrossentropy):
+    """`TokenCrossentropy` of a language model whose logits are never held as a whole, only `chunk` tokens' at a time.
+
+    `CausalLM`, `MaskedLM` and `Seq2SeqLM` take it in `compile(loss=...)`, also by its name, "linear_crossentropy". In
+    `fit` and `evaluate` they then give it the states before the projection to the vocabulary, and no metric can be had,
+    for those would need the logits; the exponential of the loss is the perplexity. Anywhere else it is given logits.
+
+    Args:
+        label_smoothing, z_loss: As of `TokenCrossentropy`.
+        chunk: Tokens at a time. Default: as many as give 8 M logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        chunk: int | None = None,
+        name: str = "linear_crossentropy",
+        dtype: Any = None,
+    ):
+        super().__init__(label_smoothing=label_smoothing, z_loss=z_loss, name=name, dtype=dtype)
+        check_positive(chunk=chunk)
+        self.chunk = chunk
+        self._projection: dict[str, Any] | None = None
+
+    @contextlib.contextmanager
+    def of_states(self, **projection: Any):
+        """Within: predictions are states, and these are `linear_crossentropy`'s arguments beside them."""
+        self._projection = projection
+        try:
+            yield
+        finally:
+            self._projection = None
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if self._projection is None:
+            return super().__call__(y_true, y_pred, sample_weight)
+        y_true = ops.cast(y_true, "int32")
+        weights = _weighted(ops.ones_like(y_true, dtype="float32"), sample_weight)
+        options = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss, "chunk": self.chunk}
+        return _mean(*linear_crossentropy(y_pred, labels=y_true, weights=weights, **options, **self._projection))
+
+    def get_config(self):
+        return {**super().get_config(), "chunk": self.chunk}
+
+
+def _mean(total: Any, weights: Any) -> Any:
+    """total / weights; 0 where nothing has weight."""
+    return total / ops.where(weights == 0, 1.0, weights)
 
 
 @register

@@ -16,9 +16,10 @@ from keras_tfm.data.tokenizer import BaseTokenizer
 from keras_tfm.layers.base import argument_names, check_names
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.named_inputs import STRINGS, NamedInputsModel, holds_strings
+from keras_tfm.models.objectives import TokenCrossentropy
 from keras_tfm.models.pretrained import Pretrained
 from keras_tfm.models.text_dataset import TextDataset
-from keras_tfm.ops import backend, fused_adam
+from keras_tfm.ops import backend, clipping, fused_adam, token_accumulation
 
 
 def is_text(x: Any) -> bool:
@@ -59,6 +60,7 @@ class Task(Pretrained, NamedInputsModel):
 
     kinds: tuple[str, ...] = ("encoder", "decoder", "encoder_decoder")
     reads = "tokens"
+    _weighs = False  # batches of accumulated gradients, by their tokens
 
     def __init__(
         self,
@@ -144,7 +146,8 @@ class Task(Pretrained, NamedInputsModel):
         """As `keras.Model.compile`, with defaults for fine-tuning, and Adam steps by the backend's fused kernel.
 
         Args:
-            optimizer: Default: AdamW at a rate of 5e-5, without decay of biases and norms.
+            optimizer: Default: AdamW at a rate of 5e-5, without decay of biases and norms. One with
+            `gradient_accumulation_steps` takes the mean over the tokens of all these batches.
             loss: "auto" is the task's own.
             metrics: "auto" are the task's own.
             options: Everything else that Keras takes.
@@ -156,7 +159,18 @@ class Task(Pretrained, NamedInputsModel):
         metrics = self._default_metrics() if isinstance(metrics, str) and metrics == "auto" else metrics
         optimizer = keras.optimizers.get(optimizer)
         fused_adam.accelerate(optimizer)
+        clipping.clip_summed(optimizer)
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **options)
+        # Weighed by tokens where the loss is a mean over them.
+        self._weighs = isinstance(self.loss, TokenCrossentropy) and token_accumulation.weigh_by_tokens(self.optimizer)
+
+    def train_step(self, *args, **kwargs):
+        if not self._weighs:
+            return super().train_step(*args, **kwargs)
+        data = kwargs["data"] if "data" in kwargs else args[-1]
+        _, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        with token_accumulation.of(self.optimizer, self.loss.total_weight(labels, weights)):
+            return super().train_step(*args, **kwargs)
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))

@@ -1,0 +1,296 @@
+"""Cross-entropy of logits that are never held as a whole: a projection and the loss behind it, in chunks of tokens.
+
+A language model's logits are its largest tensor by far: 4096 tokens of a vocabulary of 50,257 take 0.8 GB, and their
+gradient as much again. Here a chunk of tokens is projected, gives its losses and at once its part of the gradients, and is
+forgotten: the memory of one chunk, in the three products that the whole would take (Wijmans et al. 2024; Hsu et al. 2024).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_tfm.ops.backend import NAME, Tensor
+
+CHUNK = 1 << 23  # logits that are held at a time
+
+
+class Settings(NamedTuple):
+    """What does not depend on the data.
+
+    Attributes:
+        scale, softcap: Of the logits, as of `TokenEmbedding`.
+        label_smoothing, z_loss: As of `losses.token_crossentropy`.
+        chunk: Tokens at a time.
+        transposed: The table is (width, vocabulary).
+    """
+
+    scale: float
+    softcap: float | None
+    label_smoothing: float
+    z_loss: float
+    chunk: int
+    transposed: bool
+
+
+def linear_crossentropy(
+    hidden: Tensor,
+    table: Tensor,
+    labels: Tensor,
+    *,
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    transposed: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+    differentiable: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`token_crossentropy` of the logits `hidden @ table.T + bias`, summed, without the logits.
+
+    Tokens without a label are left out before anything is multiplied.
+
+    Args:
+        hidden: (..., width), float.
+        table: (vocabulary, width), float; or (width, vocabulary) where `transposed`.
+        labels: (...) int in [0, vocabulary), or negative for none.
+        weights: (...) float, of the tokens; no gradient flows into them.
+        bias: (vocabulary,) float.
+        scale, softcap: What the logits are multiplied with, and then capped at, softly.
+        label_smoothing, z_loss: As of `token_crossentropy`.
+        chunk: Tokens at a time. Default: as many as give 8 M logits.
+        differentiable: False spares the gradients' cost where none are taken.
+
+    Returns:
+        The sum of weights times losses, and the sum of weights of the labelled tokens: scalars, float32. Gradients flow
+        into hidden, table and bias; they are computed along with the value, so they cannot be differentiated again.
+    """
+    width, vocabulary = hidden.shape[-1], table.shape[1 if transposed else 0]
+    chunk = chunk or max(64, CHUNK // vocabulary // 64 * 64)
+    settings = Settings(1.0 if scale is None else scale, softcap, label_smoothing, z_loss, chunk, transposed)
+    flat, labels = ops.reshape(hidden, (-1, width)), ops.reshape(ops.cast(labels, "int32"), (-1,))
+    counted = ops.cast(labels >= 0, "float32")
+    weights = counted if weights is None else counted * ops.reshape(ops.cast(weights, "float32"), (-1,))
+    bias = ops.zeros((vocabulary,), dtype="float32") if bias is None else bias
+    total = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[NAME](
+        settings, flat, table, bias, labels, ops.stop_gradient(weights), differentiable
+    )
+    return total, ops.sum(weights)
+
+
+def _order(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labelled tokens first: indices, and how many these are."""
+    unlabelled = ops.cast(labels < 0, "int32")
+    return ops.argsort(unlabelled, axis=0), ops.shape(labels)[0] - ops.sum(unlabelled)
+
+
+def _chunk(s: Settings, hidden: Tensor, table: Tensor, bias: Tensor, labels: Tensor, weights: Tensor):
+    """The weighted losses of some tokens, summed, and the gradient of that sum by hidden @ table, float32."""
+    products = ops.matmul(hidden, table if s.transposed else ops.transpose(table))
+    logits = (ops.cast(products, "float32") + ops.cast(bias, "float32")) * s.scale
+    slope: Any = s.scale
+    if s.softcap is not None:
+        bent = ops.tanh(logits / s.softcap)
+        logits, slope = s.softcap * bent, s.scale * (1.0 - bent * bent)
+    normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
+    safe = ops.maximum(labels, 0)[:, None]
+    chosen = ops.take_along_axis(logits, safe, axis=-1)
+    smooth, penalty = s.label_smoothing, s.z_loss
+    losses = normalizer - (1.0 - smooth) * chosen
+    if smooth:
+        losses = losses - smooth * ops.mean(logits, axis=-1, keepdims=True)
+    if penalty:
+        losses = losses + penalty * normalizer * normalizer
+    total = ops.sum(losses[:, 0] * weights)
+    gradient = ops.exp(logits - normalizer)
+    if penalty:
+        gradient = gradient * (1.0 + 2.0 * penalty * normalizer)
+    ids = ops.arange(logits.shape[-1], dtype="int32")[None, :]
+    gradient = gradient - ops.where(ids == safe, 1.0 - smooth, 0.0)
+    if smooth:
+        gradient = gradient - smooth / logits.shape[-1]
+    return total, gradient * (weights[:, None] * slope)
+
+
+def _back(s: Settings, gradient: Tensor, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From the gradient by the products to those by hidden, table and bias; the latter two in float32."""
+    by_bias = ops.sum(gradient, axis=0)
+    gradient = ops.cast(gradient, hidden.dtype)
+    by_hidden = ops.matmul(gradient, ops.transpose(table) if s.transposed else table)
+    left, right = (hidden, gradient) if s.transposed else (gradient, hidden)
+    return by_hidden, ops.cast(ops.matmul(ops.transpose(left), right), "float32"), by_bias
+
+
+def _padded(s: Settings, count: int, *arrays: Tensor) -> tuple[int, list[Tensor]]:
+    """The arrays with rows of zeros behind them, so that chunks come out even; and a chunk's rows."""
+    chunk = min(s.chunk, max(count, 1))
+    more = -count % chunk
+    return chunk, [ops.pad(x, [(0, more)] + [(0, 0)] * (len(x.shape) - 1)) if more else x for x in arrays]
+
+
+# JAX ------------------------------------------------------------------------------------------------------------------
+
+
+def _jax(s: Settings, hidden, table, bias, labels, weights, differentiable):
+    total = _jax_rule()(s, hidden, table, bias, labels, weights)
+    return total if differentiable else ops.stop_gradient(total)
+
+
+@functools.cache
+def _jax_rule():
+    import jax
+
+    def sums(s: Settings, hidden, table, bias, labels, weights, differentiate: bool):
+        lax, count = jax.lax, hidden.shape[0]
+        order, used = _order(labels)
+        ordered = [ops.take(x, order, axis=0) for x in (hidden, labels, weights)]
+        chunk, rows = _padded(s, count, *ordered)
+
+        def step(i, carry):
+            part = [lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in rows]
+            total, gradient = _chunk(s, part[0], table, bias, part[1], part[2])
+            if not differentiate:
+                return (carry[0] + total,)
+            by_hidden, by_table, by_bias = _back(s, gradient, part[0], table)
+            by_hidden = lax.dynamic_update_slice_in_dim(carry[1], by_hidden, i * chunk, 0)
+            return carry[0] + total, by_hidden, carry[2] + by_table, carry[3] + by_bias
+
+        start: tuple = (ops.zeros(()),)
+        if differentiate:
+            start = (*start, ops.zeros_like(rows[0]), ops.zeros(table.shape), ops.zeros(bias.shape))
+        total, *gradients = lax.fori_loop(0, (used + chunk - 1) // chunk, step, start)
+        if not differentiate:
+            return total, ()
+        by_hidden = ops.take(gradients[0], ops.argsort(order), axis=0)
+        return total, (by_hidden, gradients[1].astype(table.dtype), gradients[2].astype(bias.dtype))
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def rule(s, hidden, table, bias, labels, weights):
+        return sums(s, hidden, table, bias, labels, weights, False)[0]
+
+    def forward(s, hidden, table, bias, labels, weights):
+        return sums(s, hidden, table, bias, labels, weights, True)
+
+    def backward(s, gradients, upstream):
+        return *((upstream * g).astype(g.dtype) for g in gradients), None, None
+
+    rule.defvjp(forward, backward)
+    return rule
+
+
+# TensorFlow -----------------------------------------------------------------------------------------------------------
+
+
+def _tensorflow(s: Settings, hidden, table, bias, labels, weights, differentiable):
+    import tensorflow as tf
+
+    hidden, table, bias = (tf.convert_to_tensor(x) for x in (hidden, table, bias))
+
+    @tf.custom_gradient
+    def rule(hidden, table, bias):
+        count, width = tf.shape(labels)[0], hidden.shape[-1]
+        order, used = _order(labels)
+        chunk = tf.clip_by_value(count, 1, s.chunk)
+        chunks = (count + chunk - 1) // chunk
+        more = chunks * chunk - count
+        rows = [
+            tf.pad(tf.gather(x, order), [(0, more)] + [(0, 0)] * (len(x.shape) - 1)) for x in (hidden, labels, weights)
+        ]
+
+        def step(i, total, by_hidden, by_table, by_bias):
+            x, y, w = (tf.slice(r, [i * chunk] + [0] * (len(r.shape) - 1), [chunk, *r.shape[1:]]) for r in rows)
+            value, gradient = _chunk(s, x, table, bias, y, w)
+            if not differentiable:
+                return i + 1, total + value, by_hidden, by_table, by_bias
+            mine, tables, biases = _back(s, gradient, x, table)
+            by_hidden = tf.tensor_scatter_nd_update(by_hidden, [[i]], mine[None])
+            return i + 1, total + value, by_hidden, by_table + tables, by_bias + biases
+
+        sizes = ([chunks, chunk, width], table.shape, bias.shape) if differentiable else ([0, 0, width], [0, 0], [0])
+        zeros = [tf.zeros(size, dtype) for size, dtype in zip(sizes, (hidden.dtype, "float32", "float32"), strict=True)]
+        start = (tf.constant(0), tf.constant(0.0), *zeros)
+        shapes = ([], [], (None, None, width), zeros[1].shape, zeros[2].shape)
+        _, total, by_hidden, by_table, by_bias = tf.while_loop(
+            lambda i, *_: i * chunk < used, step, start, tuple(map(tf.TensorShape, shapes)), parallel_iterations=1
+        )
+        if differentiable:
+            by_hidden = tf.gather(tf.reshape(by_hidden, [-1, width])[:count], tf.argsort(order))
+
+        def backward(upstream):
+            found = zip((by_hidden, by_table, by_bias), (hidden, table, bias), strict=True)
+            return tuple(tf.cast(upstream * tf.cast(g, "float32"), x.dtype) for g, x in found)
+
+        return total, backward
+
+    return rule(hidden, table, bias) if differentiable else tf.stop_gradient(rule(hidden, table, bias))
+
+
+# torch ----------------------------------------------------------------------------------------------------------------
+
+
+def _torch(s: Settings, hidden, table, bias, labels, weights, differentiable):
+    import torch
+
+    enabled = differentiable and torch.is_grad_enabled()
+    with contextlib.nullcontext() if enabled else torch.no_grad():
+        return _torch_rule().apply(s, hidden, table, bias, labels, weights, enabled)
+
+
+@functools.cache
+def _torch_rule():
+    import torch
+
+    class LinearCrossentropy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, s, hidden, table, bias, labels, weights, enabled):
+            wanted = [enabled and needed for needed in ctx.needs_input_grad[1:4]]
+            index = torch.nonzero(labels >= 0)[:, 0]
+            total = torch.zeros((), device=hidden.device)
+            by_hidden = torch.zeros_like(hidden) if wanted[0] else None
+            by_table = torch.zeros(table.shape, device=table.device) if wanted[1] else None
+            by_bias = torch.zeros(bias.shape, device=bias.device) if wanted[2] else None
+            for rows in index.split(s.chunk):
+                part = hidden[rows]
+                value, gradient = _chunk(s, part, table, bias, labels[rows], weights[rows])
+                total += value
+                if not any(wanted):
+                    continue
+                if by_bias is not None:
+                    by_bias += gradient.sum(0)
+                gradient = gradient.to(hidden.dtype)
+                if by_hidden is not None:
+                    by_hidden[rows] = gradient @ (table.T if s.transposed else table)
+                if by_table is not None:
+                    left, right = (part, gradient) if s.transposed else (gradient, part)
+                    _add_product(by_table, left.T, right)
+            ctx.save_for_backward(*(g for g in (by_hidden, by_table, by_bias) if g is not None))
+            ctx.wanted, ctx.dtypes = wanted, (hidden.dtype, table.dtype, bias.dtype)
+            return total
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, upstream):
+            saved = iter(ctx.saved_tensors)
+            found = [
+                (next(saved) * upstream).to(dtype) if wanted else None
+                for wanted, dtype in zip(ctx.wanted, ctx.dtypes, strict=True)
+            ]
+            return None, *found, None, None, None
+
+    return LinearCrossentropy
+
+
+def _add_product(total, left, right) -> None:
+    """total += left @ right, in place where the dtypes allow."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += (left @ right).to(total.dtype)
+
+
+__all__ = ["linear_crossentropy"]
