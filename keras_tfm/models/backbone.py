@@ -10,6 +10,7 @@ from keras_tfm.config import TransformerConfig
 from keras_tfm.layers import PatchEmbedding, Pooling, TokenEmbedding
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers.base import clone_initializer, logical_axes, register
+from keras_tfm.layers.recompute import check_recomputable
 from keras_tfm.models.named_inputs import NamedInputsModel
 from keras_tfm.models.pretrained import Pretrained
 from keras_tfm.models.stack import Stack
@@ -176,6 +177,20 @@ class Backbone(Pretrained, NamedInputsModel):
         "attention" and "cross_attention".
         """
         return self._run(self.standardize(inputs), return_scores=True, training=False)[2]
+
+    def recompute_blocks(self, on: bool = True) -> None:
+        """Let training keep the blocks' inputs alone and compute the rest again for the gradients (Chen et al. 2016).
+
+        Memory then grows by one tensor of (batch, length, hidden_dim) a block; a step takes about a third longer. Losses
+        and gradients stay the same, dropout included. To be said before `compile`; files do not keep it.
+
+        Raises:
+            ValueError: for blocks that add a loss of their own (experts with a balance_loss).
+        """
+        for stack in filter(None, (self._main, self._decoder)):
+            for block in stack.blocks if on else ():
+                check_recomputable(block)
+            stack.recompute = on
 
     def make_cache(
         self, batch: int, capacity: int, dtype: str | None = None, spare: int = 0, context: Any = None

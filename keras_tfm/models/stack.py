@@ -17,7 +17,9 @@ from keras_tfm.layers import (
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers import position as positions_
 from keras_tfm.layers.base import argument_names, clone_initializer
+from keras_tfm.layers.recompute import recomputed
 from keras_tfm.ops import kv_cache
+from keras_tfm.ops.backend import is_symbolic
 
 # Position schemes of which all blocks use the same one, its table included (T5, DeBERTa), and its name.
 SHARED_POSITIONS = {"relative": "relative_position_bias", "disentangled": "disentangled_bias"}
@@ -32,6 +34,9 @@ class Stack:
         cross_attention: Blocks that attend to a context.
         prefix: Of the layers' names.
         dtype: Policy of the layers.
+
+    Attributes:
+        recompute: In training, compute the blocks' intermediate values again for the gradients.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Stack:
         dtype: Any = None,
     ):
         self.decoder = decoder
+        self.recompute = False
         options: dict[str, Any] = {"dtype": dtype}
         initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
         position, in_blocks = config.position, config.attention_position
@@ -173,7 +179,10 @@ class Stack:
                 options["cache"] = cache[index]
             if return_scores:
                 options["return_scores"] = True
-            result = block(x, training=training, **options)
+            if self.recompute and training and cache is None and not return_scores and not is_symbolic(x):
+                result = recomputed(block, x, training=training, **options)
+            else:
+                result = block(x, training=training, **options)
             if isinstance(result, tuple):
                 x, *extras = result
                 if cache is not None:

@@ -61,6 +61,16 @@ def matrix(variable: Any, rows: int) -> Tensor:
     return keras.ops.reshape(keras.ops.convert_to_tensor(variable), (rows, -1)) if found is None else found
 
 
+def read(variable: Any) -> Tensor:
+    """A variable's value as it is now, as a tensor that gradients flow through; TensorFlow's are variables until read."""
+    value = keras.ops.convert_to_tensor(variable)
+    if NAME != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(value)
+
+
 def implicit_mask(x: Tensor) -> Tensor | None:
     """The mask that Keras attached to `x`, as `Embedding(mask_zero=True)` does; None without one."""
     return get_keras_mask(x)
