@@ -1,7 +1,7 @@
 """Text to batches of NumPy arrays. Needs no Keras."""
 
 from keras_tfm.data.accepted import as_tokenizer
-from keras_tfm.data.batches import TextBatches
+from keras_tfm.data.batches import ExampleBatches, TextBatches
 from keras_tfm.data.examples import Examples, causal_examples, seq2seq_examples
 from keras_tfm.data.keras_hub_tokenizer import KerasHubTokenizer
 from keras_tfm.data.masking import Masking
@@ -15,6 +15,7 @@ from keras_tfm.data.tokenizer import Tokenizer
 from keras_tfm.data.tokenizer_training import train_tokenizer
 
 __all__ = [
+    "ExampleBatches",
     "Examples",
     "KerasHubTokenizer",
     "Masking",

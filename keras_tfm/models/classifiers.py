@@ -8,10 +8,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_tfm.data import question_examples, token_examples
 from keras_tfm.layers import ClassificationHead, Pooling
 from keras_tfm.layers.base import check_options, check_positive, register
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
+from keras_tfm.models.raw_data import is_words
 from keras_tfm.models.task import Task
 
 
@@ -27,6 +29,18 @@ def _head(
     check_options("head", given or {}, ClassificationHead)
     options = {"dropout": dropout, "kernel_initializer": initializer, **(given or {})}
     return ClassificationHead(num_classes, **options, name="head", dtype=dtype)
+
+
+def _classes(num_classes: int | None, labels: list[str] | None) -> tuple[int, list[str] | None]:
+    """How many classes there are, and their names."""
+    if num_classes is None:
+        if labels is None:
+            raise ValueError("Either num_classes or labels must be given.")
+        num_classes = len(labels)
+    check_positive(num_classes=num_classes)
+    if labels is not None and len(labels) != num_classes:
+        raise ValueError(f"labels names {len(labels)} classes; num_classes is {num_classes}.")
+    return num_classes, None if labels is None else [str(label) for label in labels]
 
 
 class Classifier(Task):
@@ -53,16 +67,10 @@ class Classifier(Task):
         head: dict[str, Any] | None = None,
         **kwargs,
     ):
-        if num_classes is None:
-            num_classes = 2 if labels is None else len(labels)
-        check_positive(num_classes=num_classes)
-        if labels is not None and len(labels) != num_classes:
-            raise ValueError(f"labels names {len(labels)} classes; num_classes is {num_classes}.")
+        self.num_classes, self.labels = _classes(2 if num_classes is None and labels is None else num_classes, labels)
         has_pooler = getattr(backbone, "pooler", None) is not None
         if pooling == "pooler" and not has_pooler:
             raise ValueError("pooling='pooler' needs a backbone with a pooler (pooler=True); this one has none.")
-        self.num_classes = num_classes
-        self.labels = None if labels is None else [str(label) for label in labels]
         self.pooling = self._usual_pooling(backbone) if pooling is None else pooling
         self.dropout = backbone.config.dropout if dropout is None else dropout
         self.head_options = head
@@ -76,12 +84,20 @@ class Classifier(Task):
         return {"pool": pool, "head": _head(backbone, self.num_classes, self.dropout, self.head_options, dtype)}
 
     def _apply_head(self, hidden, inputs, training):
-        pooled = (
-            hidden["pooled_output"]
-            if self.pool is None
-            else self.pool(sequence_output(hidden), padding_mask=inputs.get("padding_mask"))
-        )
+        if inputs.get("segment_starts") is not None:
+            pooled = self._first_of_segments(sequence_output(hidden), inputs["segment_starts"])
+        elif self.pool is None:
+            pooled = hidden["pooled_output"]
+        else:
+            pooled = self.pool(sequence_output(hidden), padding_mask=inputs.get("padding_mask"))
         return self.head(pooled, training=training)
+
+    def _first_of_segments(self, hidden, starts):
+        """The states of segments' first tokens, (batch, segments, width), as a row's first would be pooled."""
+        if self.pooling not in ("first", "pooler"):
+            raise ValueError(f"Packed rows are pooled at each text's first token; pooling is {self.pooling!r} here.")
+        first = ops.take_along_axis(hidden, starts[:, :, None], axis=1)
+        return first if self.pool is not None else self.backbone.pooler(first)
 
     def _default_loss(self):
         return keras.losses.MeanSquaredError() if self.num_classes == 1 else TokenCrossentropy()
@@ -139,7 +155,8 @@ class TextClassifier(Classifier):
         head: Further options of `ClassificationHead`, a dict, such as {"hidden_dim": 768}.
         tokenizer: For raw strings.
 
-    Calling it gives logits, (batch, num_classes).
+    Calling it gives logits, (batch, num_classes). With "segment_starts" among the inputs, (batch, segments) int, where
+    the texts packed in a row begin, it gives (batch, segments, num_classes), of labels of (batch, segments).
 
     Example:
         >>> classifier = keras_tfm.TextClassifier(keras_tfm.models.bert("tiny"), num_classes=3)
@@ -148,6 +165,7 @@ class TextClassifier(Classifier):
     """
 
     kinds = ("encoder", "decoder")
+    more_inputs = ("segment_starts",)
 
     def _usual_pooling(self, backbone):
         if getattr(backbone, "pooler", None) is not None:
@@ -213,13 +231,14 @@ class TokenClassifier(Task):
 
     Args:
         backbone: An encoder or decoder.
-        num_classes: Logits a token.
+        num_classes: Logits a token. Default: as many as `labels`.
+        labels: Names of the classes, in order; tags given as names are then understood by `fit`.
         dropout: Before the projection. Default: the backbone's.
         head: Further options of `ClassificationHead`, a dict, such as {"hidden_dim": 768}.
-        tokenizer: For raw strings in `predict`.
+        tokenizer: For raw texts: strings in `predict`, and lists of words, with lists of tags as labels.
 
     Calling it gives logits, (batch, length, num_classes). Labels are (batch, length) int, negative (-100) where a token
-    has none.
+    has none. Of raw words, a word's first piece has its tag.
     """
 
     kinds = ("encoder", "decoder")
@@ -227,21 +246,33 @@ class TokenClassifier(Task):
     def __init__(
         self,
         backbone: Backbone,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
+        labels: list[str] | None = None,
         dropout: float | None = None,
         head: dict[str, Any] | None = None,
         tokenizer: Any = None,
         **kwargs,
     ):
-        check_positive(num_classes=num_classes)
-        self.num_classes = num_classes
+        self.num_classes, self.labels = _classes(num_classes, labels)
         self.dropout = backbone.config.dropout if dropout is None else dropout
         self.head_options = head
         super().__init__(backbone, tokenizer=tokenizer, **kwargs)
 
     def _head_parts(self, backbone, dtype):
         return {"head": _head(backbone, self.num_classes, self.dropout, self.head_options, dtype)}
+
+    def _is_raw(self, x):
+        return is_words(x) or super()._is_raw(x)
+
+    def _examples(self, rows, labels, max_length):
+        if not is_words(rows):
+            if labels is not None:
+                raise ValueError("A tag for each word needs words: fit(lists of words, lists of tags).")
+            return None
+        tags = [[None] * len(row) for row in rows] if labels is None else labels
+        names = self.labels or [str(number) for number in range(self.num_classes)]
+        return token_examples(rows, tags, self._require_tokenizer(), labels=names, max_length=max_length)
 
     def _apply_head(self, hidden, inputs, training):
         return self.head(sequence_output(hidden), training=training)
@@ -254,7 +285,7 @@ class TokenClassifier(Task):
 
     def get_config(self):
         head = {"dropout": self.dropout, "head": self.head_options}
-        return {**super().get_config(), "num_classes": self.num_classes, **head}
+        return {**super().get_config(), "num_classes": self.num_classes, "labels": self.labels, **head}
 
 
 @register
@@ -265,7 +296,8 @@ class QuestionAnswerer(Task):
         backbone: An encoder or decoder.
         dropout: Before the projection. Default: 0, as BERT's.
         head: Further options of `ClassificationHead`, a dict.
-        tokenizer: For raw (question, text) pairs in `predict`.
+        tokenizer: For raw (question, context) pairs, with answers as labels: {"text", "answer_start"} or None, as
+            `keras_tfm.data.question_examples` takes them. Long contexts become several rows.
 
     Calling it gives {"start_logits", "end_logits"}, each (batch, length) float32 with -1e9 at padded places. Labels are a
     dict of these names, each (batch,) int.
@@ -291,6 +323,18 @@ class QuestionAnswerer(Task):
             "head": _head(backbone, 2, self.dropout, self.head_options, dtype),
             "spans": SpanLogits(name="spans", dtype="float32"),
         }
+
+    def _examples(self, rows, labels, max_length):
+        if labels is None:
+            return None
+        limit = {} if max_length is None else {"max_length": max_length, "stride": min(128, max_length // 4)}
+        questions, contexts = zip(*rows, strict=True)
+        return question_examples(questions, contexts, labels, tokenizer=self._require_tokenizer(), **limit)
+
+    def _example_labels(self, batch, labels):
+        if "start" not in batch:
+            return labels
+        return {"start_logits": batch["start"], "end_logits": batch["end"]}
 
     def _apply_head(self, hidden, inputs, training):
         logits = self.head(sequence_output(hidden), training=training)  # (batch, length, 2)

@@ -8,11 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_tfm.data import Masking, seq2seq_examples
 from keras_tfm.layers import MaskedLMHead
 from keras_tfm.layers.base import check_options, register
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.generative import Generative
 from keras_tfm.models.objectives import LinearCrossentropy, TokenAccuracy, TokenCrossentropy
+from keras_tfm.models.raw_data import is_text
 from keras_tfm.models.task import Task
 
 IGNORED = -100
@@ -93,7 +95,8 @@ class MaskedLM(LanguageModel):
     Args:
         backbone: An encoder.
         head: Further options of `MaskedLMHead`, a dict.
-        tokenizer: For raw strings in `predict`.
+        tokenizer: For raw strings, whose tokens `fit` and `evaluate` hide anew in each epoch.
+        masking: Options of `keras_tfm.data.Masking` for that, a dict, such as {"whole_words": True}.
 
     Calling it gives logits, (batch, length, vocabulary_size). Labels are (batch, length) int, -100 where nothing was
     masked.
@@ -101,9 +104,19 @@ class MaskedLM(LanguageModel):
 
     kinds = ("encoder",)
 
-    def __init__(self, backbone: Backbone, *, head: dict[str, Any] | None = None, tokenizer: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        head: dict[str, Any] | None = None,
+        tokenizer: Any = None,
+        masking: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
         check_options("head", head or {}, MaskedLMHead)
+        check_options("masking", masking or {}, Masking)
         self.head_options = head
+        self.masking = masking
         super().__init__(backbone, tokenizer=tokenizer, **kwargs)
 
     def _head_parts(self, backbone, dtype):
@@ -128,8 +141,21 @@ class MaskedLM(LanguageModel):
     def _output_bias(self):
         return self.head.bias
 
+    def _transform(self):
+        return Masking(self._require_tokenizer(), **(self.masking or {}))
+
+    def _text_labels(self, batch, labels):
+        return batch["labels"] if labels is None else labels
+
+    def predict(self, x, batch_size=None, **options):
+        """As `Task.predict`; of raw strings nothing is hidden."""
+        if is_text(x):
+            x = self._require_tokenizer()([x] if isinstance(x, str) else list(x), self._longest())
+            x = {name: x[name] for name in self._input_keys if name in x}
+        return super().predict(x, batch_size=batch_size, **options)
+
     def get_config(self):
-        return {**super().get_config(), "head": self.head_options}
+        return {**super().get_config(), "head": self.head_options, "masking": self.masking}
 
 
 @register
@@ -158,7 +184,9 @@ class CausalLM(Generative, LanguageModel):
         return hidden
 
     def _text_labels(self, batch, labels):
-        return shifted_labels(batch["token_ids"], batch["padding_mask"]) if labels is None else labels
+        if labels is not None:
+            return labels
+        return shifted_labels(batch["token_ids"], batch["padding_mask"], batch.get("segment_ids"))
 
     def _array_labels(self, x, y):
         if y is not None:
@@ -191,10 +219,24 @@ class Seq2SeqLM(Generative, LanguageModel):
         tokenizer: Of both sides.
 
     Calling it gives logits of the decoder, (batch, target_length, vocabulary_size). Inputs are "token_ids" and
-    "decoder_token_ids"; labels (batch, target_length) int, the decoder's tokens shifted by one, -100 for none.
+    "decoder_token_ids"; labels (batch, target_length) int, the decoder's tokens shifted by one, -100 for none. Raw rows
+    are source texts, and as labels target texts, whose decoder begins with the config's "decoder_start_token_id".
     """
 
     kinds = ("encoder_decoder",)
+
+    def _examples(self, rows, labels, max_length):
+        if labels is None:
+            raise ValueError(f"{self.name} needs target texts beside the sources: fit(sources, targets).")
+        tokenizer, metadata = self._require_tokenizer(), self.backbone.config.metadata or {}
+        start = metadata.get("decoder_start_token_id", tokenizer.special_id("bos"))
+        if start is None:
+            raise ValueError(
+                "The model's config names no decoder_start_token_id, which the decoder begins with. "
+                "Put it into the config's metadata."
+            )
+        limits = {"max_length": max_length, "max_target_length": max_length}
+        return seq2seq_examples(rows, list(labels), tokenizer, start_id=start, **limits)
 
     def _head_parts(self, backbone, dtype):
         return {}

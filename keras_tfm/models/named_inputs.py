@@ -22,6 +22,7 @@ INPUTS: dict[str, tuple[tuple[int | None, ...], str]] = {
     "decoder_padding_mask": ((None,), "bool"),
     "decoder_segment_ids": ((None,), "int32"),
     "decoder_positions": ((None,), "int32"),
+    "segment_starts": ((None,), "int32"),
     "images": ((None, None, None), "float32"),  # the sizes are the model's
 }
 
@@ -55,6 +56,7 @@ class NamedInputsModel(keras.Model):
         names: Keys of `INPUTS`.
         required: How many of them, from the front, must be given.
         parts: Attributes that `compute` uses: layers, lists of layers, None.
+        more: Further optional inputs, with which outputs are of other shapes than the functional graph's.
         name, trainable, dtype: As of any Keras model.
     """
 
@@ -72,6 +74,7 @@ class NamedInputsModel(keras.Model):
         required: int,
         parts: dict[str, Any],
         *,
+        more: tuple[str, ...] = (),
         name: str | None = None,
         trainable: bool = True,
         dtype: Any = None,
@@ -83,7 +86,7 @@ class NamedInputsModel(keras.Model):
         for index, key in enumerate(names):
             shape, input_dtype = INPUTS[key] if key != "images" else (self.image_shape, "float32")
             symbols[key] = keras.Input(shape, dtype=input_dtype, name=key, optional=index >= required)
-        self._input_keys = tuple(names)
+        self._input_keys = (*names, *more)
         self._required_keys = tuple(names[:required])
         super().__init__(inputs=symbols, outputs=self.compute(symbols), name=name)
         for attribute, part in parts.items():
@@ -106,6 +109,9 @@ class NamedInputsModel(keras.Model):
     @property
     def input_spec(self):
         return None  # `standardize` checks, with better messages
+
+    def _assert_input_compatibility(self, *args):
+        """Nothing: Keras's compares what is given with the graph's inputs one by one, absent ones included."""
 
     def standardize(self, inputs: Any, required: tuple[str, ...] | None = None) -> dict[str, Any]:
         """The inputs as a dict of tensors by name, None for the absent, checked.
@@ -132,7 +138,7 @@ class NamedInputsModel(keras.Model):
         tensors = {key: self._tensor(key, given.get(key)) for key in self._input_keys}
         for key, value in tensors.items():
             which = "decoder_token_ids" if key.startswith("decoder_") else "token_ids"
-            first = tensors.get(which)
+            first = tensors.get(which) if key != "segment_starts" else None
             if value is not None and first is not None and not _agree(value.shape, first.shape):
                 shapes = tuple(first.shape), tuple(value.shape)
                 raise ValueError(f"{key} must go with {which} of shape {shapes[0]}; got shape {shapes[1]}.")

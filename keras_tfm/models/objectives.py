@@ -107,7 +107,7 @@ class LinearCrossentropy(TokenCrossentropy):
             return super().__call__(y_true, y_pred, sample_weight)
         y_true = ops.cast(y_true, "int32")
         weights = _weighted(ops.ones_like(y_true, dtype="float32"), sample_weight)
-        options = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss, "chunk": self.chunk}
+        options: dict[str, Any] = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss, "chunk": self.chunk}
         return _mean(*linear_crossentropy(y_pred, labels=y_true, weights=weights, **options, **self._projection))
 
     def get_config(self):

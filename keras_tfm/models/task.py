@@ -11,39 +11,16 @@ import keras
 import numpy as np
 
 from keras_tfm.config import TransformerConfig
-from keras_tfm.data import TextBatches, accepted
+from keras_tfm.data import ExampleBatches, Examples, TextBatches, accepted
 from keras_tfm.data.tokenizer import BaseTokenizer
 from keras_tfm.layers.base import argument_names, check_names
 from keras_tfm.models.backbone import Backbone
-from keras_tfm.models.named_inputs import STRINGS, NamedInputsModel, holds_strings
+from keras_tfm.models.named_inputs import NamedInputsModel
 from keras_tfm.models.objectives import TokenCrossentropy
 from keras_tfm.models.pretrained import Pretrained
+from keras_tfm.models.raw_data import check_data, is_text, packed_examples, text_examples
 from keras_tfm.models.text_dataset import TextDataset
 from keras_tfm.ops import backend, clipping, fused_adam, token_accumulation
-
-
-def is_text(x: Any) -> bool:
-    """Whether x is a list of strings, or of pairs of strings, rather than arrays or a dataset."""
-    if isinstance(x, str):
-        return True
-    if isinstance(x, np.ndarray):
-        return x.dtype.kind in "UO" and x.size > 0 and isinstance(x.flat[0], str)
-    if not isinstance(x, (list, tuple)) or len(x) == 0:
-        return hasattr(x, "to_numpy") and is_text(x.to_numpy())
-    first = x[0]
-    return isinstance(first, str) or (
-        isinstance(first, (tuple, list)) and len(first) == 2 and all(isinstance(part, str) for part in first)
-    )
-
-
-def check_data(x: Any) -> None:
-    """Raise ValueError for no rows, and for a `tf.data.Dataset` of strings, of which Keras says something else."""
-    if isinstance(x, (list, tuple, np.ndarray)) and len(x) == 0:
-        raise ValueError("x is empty: at least one row is needed.")
-    spec = getattr(x, "element_spec", None)
-    if spec is not None and any(map(holds_strings, keras.tree.flatten(spec))):
-        raise ValueError(f"This dataset holds strings, which are not tokenized inside TensorFlow. {STRINGS}")
-
 
 STEPS = ("train_step", "test_step", "compute_loss")  # where a subclass may do without labels
 
@@ -60,6 +37,7 @@ class Task(Pretrained, NamedInputsModel):
 
     kinds: tuple[str, ...] = ("encoder", "decoder", "encoder_decoder")
     reads = "tokens"
+    more_inputs: tuple[str, ...] = ()  # of the head, beside the backbone's
     _weighs = False  # batches of accumulated gradients, by their tokens
 
     def __init__(
@@ -87,7 +65,13 @@ class Task(Pretrained, NamedInputsModel):
         self.tokenizer = tokenizer
         parts = {"backbone": backbone, **self._head_parts(backbone, dtype)}
         super().__init__(
-            list(backbone._input_keys), len(backbone._required_keys), parts, name=name, trainable=trainable, dtype=dtype
+            list(backbone._input_keys),
+            len(backbone._required_keys),
+            parts,
+            more=self.more_inputs,
+            name=name,
+            trainable=trainable,
+            dtype=dtype,
         )
 
     def __setattr__(self, name, value):
@@ -121,7 +105,8 @@ class Task(Pretrained, NamedInputsModel):
         raise self._not_implemented_error(self._apply_head)
 
     def compute(self, inputs, training=None):
-        return self._apply_head(self.backbone(inputs, training=training), inputs, training)
+        given = {name: inputs[name] for name in self.backbone._input_keys}
+        return self._apply_head(self.backbone(given, training=training), inputs, training)
 
     def standardize(self, inputs, required=None):
         if is_text(inputs):
@@ -188,18 +173,18 @@ class Task(Pretrained, NamedInputsModel):
         sample_weight=None,
         **options,
     ):
-        """As `keras.Model.fit`; also on raw strings, which are tokenized and batched by length. Compiles if need be."""
+        """As `keras.Model.fit`; also on raw rows, as `dataset` takes them. Compiles if need be."""
         check_data(x)
         if not self.compiled:
             self.compile()
         rows = batch_size or 32
-        if is_text(x):
-            x = list(x)
+        if self._is_raw(x):
+            x = x if isinstance(x, Examples) else list(x)
             if validation_split:
                 cut = int(len(x) * (1 - validation_split))
-                tail = [None if part is None else np.asarray(part)[cut:] for part in (y, sample_weight)]
+                tail = [None if part is None else list(part)[cut:] for part in (y, sample_weight)]
                 validation_data = (x[cut:], *tail)
-                y, sample_weight = (None if part is None else np.asarray(part)[:cut] for part in (y, sample_weight))
+                y, sample_weight = (None if part is None else list(part)[:cut] for part in (y, sample_weight))
                 x, validation_split = x[:cut], 0.0
             x = self.dataset(x, y, batch_size=rows, shuffle=shuffle, sample_weight=sample_weight)
             y = sample_weight = None
@@ -210,8 +195,8 @@ class Task(Pretrained, NamedInputsModel):
             y = self._array_labels(x, y)
             self._check_labelled("fit", x, y)
         if isinstance(validation_data, (tuple, list)):
-            held_out, labels, *weights = validation_data
-            if is_text(held_out):
+            held_out, labels, *weights = (*validation_data, None) if len(validation_data) == 1 else validation_data
+            if self._is_raw(held_out):
                 weight = weights[0] if weights else None
                 validation_data = self.dataset(held_out, labels, batch_size=rows, sample_weight=weight)
             else:
@@ -230,11 +215,11 @@ class Task(Pretrained, NamedInputsModel):
         )
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **options):
-        """As `keras.Model.evaluate`; also on raw strings."""
+        """As `keras.Model.evaluate`; also on raw rows, as `dataset` takes them."""
         check_data(x)
         if not self.compiled:
             self.compile()
-        if is_text(x):
+        if self._is_raw(x):
             x = self.dataset(x, y, batch_size=batch_size or 32, sample_weight=sample_weight)
             y = sample_weight = None
         if isinstance(x, TextDataset):
@@ -246,13 +231,14 @@ class Task(Pretrained, NamedInputsModel):
         return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
 
     def predict(self, x, batch_size=None, **options):
-        """As `keras.Model.predict`; also on raw strings, in whose order the rows come back.
+        """As `keras.Model.predict`; also on raw rows, in whose order the outputs come back.
 
         Outputs with a length axis are padded to the longest batch's (with zeros), for batches of strings differ in length.
         """
         check_data(x)
-        if is_text(x):
-            x = self.dataset([x] if isinstance(x, str) else list(x), batch_size=batch_size or 32)
+        if self._is_raw(x):
+            x = x if isinstance(x, Examples) else [x] if isinstance(x, str) else list(x)
+            x = self.dataset(x, batch_size=batch_size or 32)
         if not isinstance(x, TextDataset):
             return super().predict(x, batch_size=batch_size, **options)
         data = x
@@ -268,34 +254,72 @@ class Task(Pretrained, NamedInputsModel):
         batch_size: int = 32,
         shuffle: bool = False,
         max_length: int | None = None,
+        pack: int | None = None,
         sample_weight=None,
         seed: int | None = None,
     ) -> TextDataset:
-        """Raw strings as a Keras dataset for `fit`, `evaluate` and `predict`: tokenized, grouped by length, shuffled.
+        """Raw rows as a Keras dataset for `fit`, `evaluate` and `predict`: tokenized, grouped by length, shuffled.
 
         Args:
-            texts: Strings, or pairs of strings.
+            texts: Strings, or pairs of strings, or `keras_tfm.data.Examples`; what else a task takes, it says.
             labels: (rows, ...) or None.
             batch_size: Rows a batch.
             shuffle: Another order each epoch.
             max_length: Longest row in tokens. Default: the tokenizer's and the model's limit.
+            pack: Length of rows that hold several texts each, as segments that do not see each other
+                (`keras_tfm.data.pack`); such a dataset is for `fit` and `evaluate`.
             sample_weight: (rows,) or None.
             seed: Of the shuffling. Default: drawn, so that `keras.utils.set_random_seed` governs it.
         """
-        tokenizer = self._require_tokenizer()
         # A compiled step is compiled once a shape: XLA gets few of them, the others the exact length.
         multiple = 16 if backend.NAME == "jax" or getattr(self, "jit_compile", False) else 1
-        batches = TextBatches(
-            list(texts),
-            tokenizer,
-            batch_size,
-            max_length=self._longest(max_length),
-            shuffle=shuffle,
-            length_multiple=multiple,
-            seed=random.randrange(2**31) if seed is None else seed,
-        )
-        labels = self._check_labels(labels)
-        return TextDataset(batches, self._input_keys, labels, sample_weight, self._text_labels)
+        options: dict[str, Any] = {
+            "shuffle": shuffle,
+            "length_multiple": multiple,
+            "seed": random.randrange(2**31) if seed is None else seed,
+        }
+        examples: Examples | None
+        if isinstance(texts, Examples):
+            examples = texts
+        else:
+            texts, limit = list(texts), self._longest(max_length)
+            examples = self._examples(texts, labels, limit)
+            if examples is not None:
+                labels = None
+            elif pack is not None:
+                examples = text_examples(self._require_tokenizer(), texts, self._check_labels(labels), limit)
+                labels = None
+        if examples is None or "labels" not in examples[0]:
+            options["transform"] = self._transform()
+        if examples is None:
+            batches: Any = TextBatches(texts, self._require_tokenizer(), batch_size, max_length=limit, **options)
+            return TextDataset(batches, self._input_keys, self._check_labels(labels), sample_weight, self._text_labels)
+        pad_id = 0 if self.tokenizer is None else self.tokenizer.special_id("pad") or 0
+        if pack is not None:
+            if sample_weight is not None:
+                raise ValueError("sample_weight is of rows, of which pack puts several into one; give one of them.")
+            examples = packed_examples(examples, pack, pad_id)
+        side = "right" if self.tokenizer is None else self.tokenizer.padding_side
+        batches = ExampleBatches(examples, batch_size, pad_id=pad_id, padding_side=side, **options)
+        return TextDataset(batches, self._input_keys, labels, sample_weight, self._example_labels)
+
+    def _is_raw(self, x: Any) -> bool:
+        """Whether x is for `dataset` to make batches of."""
+        return isinstance(x, Examples) or is_text(x)
+
+    def _examples(self, rows: list, labels: Any, max_length: int | None) -> Examples | None:
+        """Raw rows and labels as examples, by tasks whose labels follow the tokens; None where texts are batched."""
+        return None
+
+    def _example_labels(self, batch: dict[str, Any], labels: Any) -> Any:
+        """What the loss takes, of a batch of examples."""
+        if self._text_labels is not None and "labels" not in batch:
+            return self._text_labels(batch, labels)
+        return batch.get("labels", batch.get("label", labels))
+
+    def _transform(self) -> Any:
+        """What is done to each batch at random, such as masking."""
+        return None
 
     def _longest(self, max_length: int | None = None) -> int | None:
         """The longest row of tokens that the caller, the tokenizer and the model allow."""
@@ -317,7 +341,7 @@ class Task(Pretrained, NamedInputsModel):
             return
         spec = getattr(x, "element_spec", None)
         if isinstance(x, TextDataset):
-            missing = x.labels is None and x.label_batch is None
+            missing = len(x[0]) < 2
         elif spec is not None:
             missing = not (isinstance(spec, tuple) and len(spec) > 1)
         else:

@@ -214,7 +214,7 @@ def _tensorflow(s: Settings, hidden, table, bias, labels, weights, differentiabl
         sizes = ([chunks, chunk, width], table.shape, bias.shape) if differentiable else ([0, 0, width], [0, 0], [0])
         zeros = [tf.zeros(size, dtype) for size, dtype in zip(sizes, (hidden.dtype, "float32", "float32"), strict=True)]
         start = (tf.constant(0), tf.constant(0.0), *zeros)
-        shapes = ([], [], (None, None, width), zeros[1].shape, zeros[2].shape)
+        shapes: tuple = ([], [], (None, None, width), zeros[1].shape, zeros[2].shape)
         _, total, by_hidden, by_table, by_bias = tf.while_loop(
             lambda i, *_: i * chunk < used, step, start, tuple(map(tf.TensorShape, shapes)), parallel_iterations=1
         )
