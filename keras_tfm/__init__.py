@@ -1,6 +1,6 @@
 """Every transformer, from the same few Keras layers."""
 
-from keras_tfm import checkpoints, data, generation, layers, models, ops
+from keras_tfm import checkpoints, data, generation, layers, models, ops, training
 from keras_tfm.checkpoints import from_keras_hub, from_pretrained
 from keras_tfm.config import TransformerConfig
 from keras_tfm.models import (
@@ -35,4 +35,5 @@ __all__ = [
     "layers",
     "models",
     "ops",
+    "training",
 ]

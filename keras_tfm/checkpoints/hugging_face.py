@@ -125,7 +125,7 @@ def write(model: Any, directory: str | Path, *, max_shard_size: int | str = "5GB
     """`model.save_pretrained`: see `keras_tfm.models.pretrained.Pretrained`."""
     limit = writing.byte_count(max_shard_size)
     backbone = model if isinstance(model, Backbone) else model.backbone
-    architecture, config = _architecture_of(backbone)
+    architecture, config = architecture_of(backbone)
     head: Head | None = None
     if backbone is not model and not isinstance(model, TextEmbedder):
         if type(model).__name__ not in architecture.heads:
@@ -192,7 +192,7 @@ def _check_complete(model: Any, architecture: Architecture) -> None:
         raise ValueError(f"The format of {architecture.model_type!r} has no place for {some(left)}.")
 
 
-def _architecture_of(backbone: Backbone) -> tuple[Architecture, dict[str, Any]]:
+def architecture_of(backbone: Backbone) -> tuple[Architecture, dict[str, Any]]:
     """The family that can express this backbone, and its config.json."""
     if backbone.config.family is not None:
         architecture = architectures.find(backbone.config.family)

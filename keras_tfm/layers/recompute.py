@@ -65,6 +65,6 @@ def check_recomputable(layer: keras.layers.Layer) -> None:
     for part in layer._flatten_layers():
         if isinstance(part, MixtureOfExperts) and part.balance_loss:
             raise ValueError(
-                f"{part.path} adds a loss (balance_loss={part.balance_loss}), which recomputation would lose; build it with "
-                "balance_loss=0, or keep its values."
+                f"{part.path} adds a loss (balance_loss={part.balance_loss}), which recomputation would lose; build it "
+                "with balance_loss=0, or keep its values."
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -63,6 +64,11 @@ class NamedInputsModel(keras.Model):
     vocabulary_size: int | None = None
     image_shape: tuple[int, int, int] | None = None
 
+    # What training did to a model (LoRA, what is frozen), as JSON-able data, and done again to a new one. Models know of
+    # neither: `keras_tfm.training` fills these in.
+    changes_of: ClassVar[Callable[[Any], dict[str, Any]] | None] = None
+    restore_changes: ClassVar[Callable[[Any, dict[str, Any]], None] | None] = None
+
     def __new__(cls, *args: Any, **kwargs: Any):
         if args or kwargs:  # Keras calls this with none, for its own ends
             check_arguments(cls, args, kwargs)
@@ -92,7 +98,8 @@ class NamedInputsModel(keras.Model):
         for attribute, part in parts.items():
             self.__dict__.pop(attribute, None)
             setattr(self, attribute, part)
-        self.trainable = trainable
+        if not trainable:  # a part that was frozen before stays so
+            self.trainable = False
         self.dtype_policy = keras.dtype_policies.get(dtype)
 
     def compute(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
@@ -184,13 +191,20 @@ class NamedInputsModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         policy = keras.dtype_policies.serialize(sublayer_dtypes(self))  # with what quantization changed
-        return {"name": self.name, "trainable": self.trainable, "dtype": policy}
+        config = {"name": self.name, "trainable": self.trainable, "dtype": policy}
+        changes = NamedInputsModel.changes_of(self) if NamedInputsModel.changes_of is not None else None
+        return {**config, "changes": changes} if changes else config
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None):
         if isinstance(config.get("dtype"), dict):
             config = {**config, "dtype": keras.dtype_policies.deserialize(config["dtype"])}
-        return cls(**config)
+        changes = config.get("changes")
+        model = cls(**{name: value for name, value in config.items() if name != "changes"})
+        if changes:
+            assert NamedInputsModel.restore_changes is not None, "keras_tfm.training has not been imported"
+            NamedInputsModel.restore_changes(model, changes)
+        return model
 
 
 STRINGS = (

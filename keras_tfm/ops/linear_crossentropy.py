@@ -26,6 +26,7 @@ class Settings(NamedTuple):
         label_smoothing, z_loss: As of `losses.token_crossentropy`.
         chunk: Tokens at a time.
         transposed: The table is (width, vocabulary).
+        biased: The bias is not just zeros.
     """
 
     scale: float
@@ -34,6 +35,7 @@ class Settings(NamedTuple):
     z_loss: float
     chunk: int
     transposed: bool
+    biased: bool
 
 
 def linear_crossentropy(
@@ -72,7 +74,8 @@ def linear_crossentropy(
     """
     width, vocabulary = hidden.shape[-1], table.shape[1 if transposed else 0]
     chunk = chunk or max(64, CHUNK // vocabulary // 64 * 64)
-    settings = Settings(1.0 if scale is None else scale, softcap, label_smoothing, z_loss, chunk, transposed)
+    scale = 1.0 if scale is None else scale
+    settings = Settings(scale, softcap, label_smoothing, z_loss, chunk, transposed, bias is not None)
     flat, labels = ops.reshape(hidden, (-1, width)), ops.reshape(ops.cast(labels, "int32"), (-1,))
     counted = ops.cast(labels >= 0, "float32")
     weights = counted if weights is None else counted * ops.reshape(ops.cast(weights, "float32"), (-1,))
@@ -91,30 +94,44 @@ def _order(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _chunk(s: Settings, hidden: Tensor, table: Tensor, bias: Tensor, labels: Tensor, weights: Tensor):
     """The weighted losses of some tokens, summed, and the gradient of that sum by hidden @ table, float32."""
-    products = ops.matmul(hidden, table if s.transposed else ops.transpose(table))
-    logits = (ops.cast(products, "float32") + ops.cast(bias, "float32")) * s.scale
+    logits = ops.cast(ops.matmul(hidden, table if s.transposed else ops.transpose(table)), "float32")
+    if s.biased:
+        logits = logits + ops.cast(bias, "float32")
     slope: Any = s.scale
+    if s.scale != 1.0:
+        logits = logits * s.scale
     if s.softcap is not None:
         bent = ops.tanh(logits / s.softcap)
         logits, slope = s.softcap * bent, s.scale * (1.0 - bent * bent)
     normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
     safe = ops.maximum(labels, 0)[:, None]
-    chosen = ops.take_along_axis(logits, safe, axis=-1)
-    smooth, penalty = s.label_smoothing, s.z_loss
-    losses = normalizer - (1.0 - smooth) * chosen
-    if smooth:
-        losses = losses - smooth * ops.mean(logits, axis=-1, keepdims=True)
-    if penalty:
-        losses = losses + penalty * normalizer * normalizer
+    losses = normalizer - (1.0 - s.label_smoothing) * ops.take_along_axis(logits, safe, axis=-1)
+    factor: Any = 1.0
+    if s.label_smoothing:
+        losses = losses - s.label_smoothing * ops.mean(logits, axis=-1, keepdims=True)
+    if s.z_loss:
+        losses = losses + s.z_loss * normalizer * normalizer
+        factor = 1.0 + 2.0 * s.z_loss * normalizer
     total = ops.sum(losses[:, 0] * weights)
-    gradient = ops.exp(logits - normalizer)
-    if penalty:
-        gradient = gradient * (1.0 + 2.0 * penalty * normalizer)
+    difference = _torch_difference if NAME == "torch" else _difference
+    return total, difference(s, logits, normalizer, factor, safe, weights[:, None] * slope)
+
+
+def _difference(s: Settings, logits: Tensor, normalizer: Tensor, factor: Any, labels: Tensor, by: Tensor) -> Tensor:
+    """(factor * softmax - target) * by, in which the target is smoothed."""
+    softmax = ops.exp(logits - normalizer) * factor
     ids = ops.arange(logits.shape[-1], dtype="int32")[None, :]
-    gradient = gradient - ops.where(ids == safe, 1.0 - smooth, 0.0)
-    if smooth:
-        gradient = gradient - smooth / logits.shape[-1]
-    return total, gradient * (weights[:, None] * slope)
+    low = s.label_smoothing / logits.shape[-1]
+    return (softmax - ops.where(ids == labels, 1.0 - s.label_smoothing + low, low)) * by
+
+
+def _torch_difference(s: Settings, logits: Any, normalizer: Any, factor: Any, labels: Any, by: Any) -> Any:
+    """The same in the place of the logits, which are not needed any more."""
+    softmax = logits.sub_(normalizer).exp_().mul_(factor)
+    if s.label_smoothing:
+        softmax.sub_(s.label_smoothing / logits.shape[-1])
+    softmax.scatter_add_(1, labels.long(), softmax.new_full(labels.shape, s.label_smoothing - 1.0))
+    return softmax.mul_(by)
 
 
 def _back(s: Settings, gradient: Tensor, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
