@@ -1,5 +1,15 @@
 """Every transformer, from the same few Keras layers."""
 
+try:
+    import keras as _keras  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name not in ("tensorflow", "jax", "torch"):
+        raise
+    raise ImportError(
+        f"Keras is set to compute with {error.name}, which is not installed. Install it (pip install "
+        f"'keras_tfm[{error.name}]'), or set the environment variable KERAS_BACKEND to one that is: tensorflow, jax, torch."
+    ) from None
+
 from keras_tfm import checkpoints, data, generation, layers, models, ops, training
 from keras_tfm.checkpoints import from_keras_hub, from_pretrained
 from keras_tfm.config import TransformerConfig

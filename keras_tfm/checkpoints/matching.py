@@ -211,7 +211,8 @@ def match(
             (new if optional else missing).append(pair.ours.replace("._", ".") if optional else key)
             continue
         if entries[key].shape != pair.shape():
-            wrong.append(f"{key}: {entries[key].shape}, where config.json implies {pair.shape()}")
+            implies = "this model has" if pair.in_head else "config.json implies"
+            wrong.append(f"{key}: {entries[key].shape}, where {implies} {pair.shape()}")
             in_heads += pair.in_head
         else:
             found[pair.theirs] = key
@@ -221,8 +222,8 @@ def match(
         )
     if wrong and in_heads == len(wrong):
         raise ValueError(
-            f"{directory} has a head of another size: {some(wrong)}. Give its num_classes, "
-            "or load the backbone and put a new head on it."
+            f"{directory} has a head of another size: {some(wrong)}. Leave num_classes and labels out to take its head, "
+            "or put a new one on its backbone: Task(Backbone.from_pretrained(directory), num_classes=...)."
         )
     if wrong:
         raise ValueError(f"{directory} disagrees with its own config.json: {some(wrong)}.")

@@ -32,10 +32,30 @@ class Prefix:
     Attributes:
         token_ids: (length,) int32.
         cache: Of one row, without the last token.
+        mark: Of the weights that it was read with: see `mark_of`.
     """
 
-    def __init__(self, token_ids: np.ndarray, cache: list):
-        self.token_ids, self.cache = token_ids, cache
+    def __init__(self, token_ids: np.ndarray, cache: list, mark: Any):
+        self.token_ids, self.cache, self.mark = token_ids, cache, mark
+
+    def check(self, model: Any) -> None:
+        """Raise ValueError if the model's weights are not those that it was read with."""
+        if mark_of(model) != self.mark:
+            raise ValueError(
+                "The prefix was read with other weights: by another model, or before fit, quantize or the like. "
+                "Read it again: model.prefix(text)."
+            )
+
+
+def mark_of(model: Any) -> tuple[Any, ...]:
+    """The names of a model's weights and a few numbers of each: other weights have another mark, all but surely."""
+    weights = [variable for variable in model.backbone.weights if "float" in str(variable.dtype)]
+    numbers = []
+    for variable in weights:
+        flat = ops.reshape(ops.convert_to_tensor(variable), (-1,))
+        some = flat[:: max(1, flat.shape[0] // 3)]
+        numbers.append(ops.convert_to_numpy(ops.cast(some, "float32")).tobytes())
+    return tuple(variable.path for variable in weights), *numbers
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,13 @@ def penalized(logits: Tensor, arrays: dict[str, Tensor], state: dict[str, Any], 
         early = (step < arrays["min_new_tokens"])[:, None]
         logits = ops.where(ops.logical_and(early, arrays["ends"][None, :]), NEVER, logits)
     for processor in processors:
-        logits = processor(state["sequence"], logits)
+        processed = processor(state["sequence"], logits)
+        if getattr(processed, "shape", None) is None or tuple(processed.shape) != tuple(logits.shape):
+            got = type(processed).__name__ if not hasattr(processed, "shape") else tuple(processed.shape)
+            raise ValueError(
+                f"A processor must return logits of shape {tuple(logits.shape)}; {processor!r} gave {got}."
+            )
+        logits = processed
     if "forced" in arrays:
         count = arrays["forced"].shape[0]
         token = ops.take(arrays["forced"], ops.minimum(step, count - 1), axis=0)

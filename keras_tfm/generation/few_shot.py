@@ -35,6 +35,8 @@ class FewShot:
     instruction: str = ""
 
     def __post_init__(self) -> None:
+        if getattr(self.model, "tokenizer", None) is None:
+            raise ValueError("model must be a CausalLM with a tokenizer: FewShot writes a prompt of text.")
         if "{text}" not in self.template or not self.template.endswith("{label}"):
             raise ValueError(f"template must have {{text}} and end in {{label}}; got {self.template!r}.")
         if len(self.classes) < 2:

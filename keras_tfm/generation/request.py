@@ -79,6 +79,9 @@ class Request:
             for role in ("bos", "eos", "pad")
         }
         self.stops, ids = stops_of(stop)
+        outside = [token for token in ids if not 0 <= token < model.vocabulary_size]
+        if outside:
+            raise ValueError(f"stop has ids outside of the vocabulary of {model.vocabulary_size}: {outside}.")
         if self.stops and tokenizer is None:
             raise ValueError(f"stop={self.stops} are strings, and the model has no tokenizer to find them with.")
         ends = special["eos"]
@@ -106,6 +109,11 @@ class Request:
                 raise ValueError("A prefix is read by a decoder; this model's prompts are read by its encoder.")
             if cache_dtype is not None:
                 raise ValueError("A prefix has its cache already; give cache_dtype to model.prefix.")
+            if not isinstance(prefix, Prefix):
+                raise ValueError(f"prefix must come from model.prefix(text); got {type(prefix).__name__}.")
+            prefix.check(model)
+            begins = [special["bos"]] if self.is_text and special["bos"] is not None else []  # which the prefix has
+            rows = [row[1:] if row[:1] == begins else row for row in rows]
             rows = [[*prefix.token_ids.tolist(), *row] for row in rows]
         for index, row in enumerate(rows):
             if not row:
@@ -115,6 +123,8 @@ class Request:
         self.prompts = [row for row in rows for _ in range(copies)]
         if self.sources is not None:
             self.sources = [row for row in self.sources for _ in range(copies)]
+        if callable(options.get("processors")):
+            options["processors"] = (options["processors"],)
         self.contrast = None if penalty_alpha is None else contrast_of(penalty_alpha, options)
         self.choosing = Choosing(**options)
         self.choosing.check(model.vocabulary_size)
@@ -309,6 +319,8 @@ def token_rows(model: Any, prompts: Any) -> tuple[list[list[int]], bool, bool]:
         rows, single, text = [row[real].tolist() for row, real in zip(ids, mask, strict=True)], False, False
     else:
         if not isinstance(prompts, (list, tuple)):
+            if not getattr(prompts, "shape", ()):
+                raise ValueError(f"Prompts must be strings or token ids; got {prompts!r}.")
             prompts = ops.convert_to_numpy(prompts)
         rows = list(prompts)
         if not rows:

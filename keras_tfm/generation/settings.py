@@ -100,6 +100,8 @@ class Choosing:
         drawn = [name for name in (*SAMPLING, "seed") if getattr(self, name) is not None]
         if drawn and self.temperature is not None and not np.any(np.asarray(self.temperature, float) > 0):
             raise ValueError(f"temperature=0 takes the most likely token, so {drawn} would have no effect.")
+        if self.seed is not None and (not isinstance(self.seed, (int, np.integer)) or self.seed < 0):
+            raise ValueError(f"seed must be an int of at least 0; got {self.seed!r}.")
         for processor in self.processors:
             if not callable(processor):
                 raise ValueError(f"processors must be callables (token_ids, logits) -> logits; got {processor!r}.")

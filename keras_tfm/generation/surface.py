@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_tfm.generation import beam, buckets
-from keras_tfm.generation.batch import Prefix, padded
+from keras_tfm.generation.batch import Prefix, mark_of, padded
 from keras_tfm.generation.request import (
     Request,
     arranged,
@@ -25,6 +25,7 @@ from keras_tfm.generation.samplers import options_of
 from keras_tfm.generation.settings import SAMPLING
 from keras_tfm.models.generative import Generated
 
+OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
 CHUNK = 16  # tokens between two looks at the text for stop strings
 PACE = 0.03  # seconds between two pieces of a stream
 
@@ -35,6 +36,9 @@ def generate(model: Any, prompts: Any, *, return_details: bool = False, **option
     if options.get("num_beams") is not None:
         return beam.generate(model, prompts, return_details=return_details, **options)
     options.pop("num_beams", None)
+    lonely = [name for name in OF_BEAMS if name in options]
+    if lonely:
+        raise ValueError(f"{', '.join(lonely)} belong to beam search: give num_beams too.")
     request = Request(model, prompts, **options)
     batch = request.batch()
     streams = request.streams() if request.stops else []
@@ -77,6 +81,9 @@ def with_sampler(options: dict[str, Any]) -> dict[str, Any]:
 
 def stream(model: Any, prompt: Any, **options: Any) -> Iterator[str]:
     """See `Generative.stream`."""
+    foreign = [name for name in (*OF_BEAMS, "return_details") if name in options]
+    if foreign:
+        raise ValueError(f"stream gives text as it is written and takes no {', '.join(foreign)}; generate does.")
     request = Request(model, prompt, **with_sampler(options))
     if not request.single or request.returned > 1:
         raise ValueError("stream takes one prompt and gives one text; generate takes many.")
@@ -149,4 +156,4 @@ def read(model: Any, text: Any, *, cache_dtype: str | None = None) -> Prefix:
     if len(row) == 1:
         mask[:] = False
     cache, _ = decoder.prefill(decoder.empty_cache(1, ids.shape[1], dtype=checked_dtype(cache_dtype)), ids, mask)
-    return Prefix(np.array(row, np.int32), cache)
+    return Prefix(np.array(row, np.int32), cache, mark_of(model))
