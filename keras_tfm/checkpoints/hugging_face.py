@@ -13,8 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-import keras_tfm
-from keras_tfm import architectures
+from keras_tfm import architectures, models
 from keras_tfm.architectures.architecture import Architecture, Head
 from keras_tfm.checkpoints import sentence_transformers, tensors, writing
 from keras_tfm.checkpoints.checkpoint import Checkpoint, Plan
@@ -78,7 +77,7 @@ def read_any(source: str | Path, **options: Any) -> Any:
 def task_of(checkpoint: Checkpoint) -> type:
     """Our class for what a checkpoint is."""
     embeds = (checkpoint.directory / "modules.json").is_file()
-    return getattr(keras_tfm, checkpoint.task_name() or ("TextEmbedder" if embeds else "Backbone"))
+    return getattr(models, checkpoint.task_name() or ("TextEmbedder" if embeds else "Backbone"))
 
 
 def _fill(model: Any, plan: Plan) -> None:
@@ -203,4 +202,4 @@ def architecture_of(backbone: Backbone) -> tuple[Architecture, dict[str, Any]]:
             return architecture, architecture.write_config(backbone.config)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reasons.append(f"{architecture.model_type}: {error}")
-    raise ValueError(f"No known family can express this model (keras_tfm {keras_tfm.__version__}). {' '.join(reasons)}")
+    raise ValueError(f"No known family can express this model. {' '.join(reasons)}")

@@ -8,8 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-import keras_tfm
-from keras_tfm import architectures
+from keras_tfm import architectures, models
 from keras_tfm.architectures.keras_hub import HUB_FAMILIES, HubFamily
 from keras_tfm.checkpoints.matching import resolve
 from keras_tfm.data import KerasHubTokenizer
@@ -153,7 +152,7 @@ def _task(model: Any, backbone: Backbone, dtype: Any, name: str | None) -> Any:
         tokenizer = KerasHubTokenizer.from_preprocessor(model.preprocessor)
     for ending, cls in (("CausalLM", "CausalLM"), ("Seq2SeqLM", "Seq2SeqLM")):
         if kind.endswith(ending):
-            return getattr(keras_tfm, cls)(backbone, tokenizer=tokenizer, dtype=dtype, name=name)
+            return getattr(models, cls)(backbone, tokenizer=tokenizer, dtype=dtype, name=name)
     if not kind.endswith(("TextClassifier", "ImageClassifier")):
         raise ValueError(f"{kind} is not taken over; classifiers, causal and seq2seq language models are.")
     if model.output_dense.activation not in (None, keras.activations.linear):
@@ -166,10 +165,10 @@ def _task(model: Any, backbone: Backbone, dtype: Any, name: str | None) -> Any:
         options["head"] = {"hidden_dim": hidden.units, "activation": keras.activations.serialize(hidden.activation)}
         layers["head.hidden"] = between
     if kind.endswith("ImageClassifier"):
-        ours = keras_tfm.ImageClassifier(backbone, pooling=IMAGE_POOLING[model.pooling], **options)
+        ours = models.ImageClassifier(backbone, pooling=IMAGE_POOLING[model.pooling], **options)
     else:
         pooling = None if between is None else "first"
-        ours = keras_tfm.TextClassifier(backbone, pooling=pooling, tokenizer=tokenizer, **options)
+        ours = models.TextClassifier(backbone, pooling=pooling, tokenizer=tokenizer, **options)
     for mine, theirs in layers.items():
         target, source = resolve(ours, mine), resolve(model, theirs)
         target.set_weights(source.get_weights())
