@@ -3,11 +3,12 @@
 try:
     import keras as _keras  # noqa: F401
 except ModuleNotFoundError as error:
-    if error.name not in ("tensorflow", "jax", "torch"):
+    _missing = (error.name or "").partition(".")[0]
+    if _missing not in ("tensorflow", "jax", "torch"):
         raise
     raise ImportError(
-        f"Keras is set to compute with {error.name}, which is not installed. Install it (pip install "
-        f"'keras_tfm[{error.name}]'), or set the environment variable KERAS_BACKEND to one that is: tensorflow, jax, torch."
+        f"Keras is set to compute with {_missing}, which is not installed. Install it (pip install "
+        f"'keras_tfm[{_missing}]'), or set the environment variable KERAS_BACKEND to one that is: tensorflow, jax, torch."
     ) from None
 
 from keras_tfm import checkpoints, data, generation, layers, models, ops, training

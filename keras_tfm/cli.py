@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import shutil
 import sys
 import zipfile
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = {"inspect": _inspect, "convert": _convert, "generate": console.run_generate, "chat": console.run_chat}
     try:
         runs[args.command](args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells say it: 128 and the signal's number
+    except BrokenPipeError:  # whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
         print(f"keras-tfm: {error}", file=sys.stderr)
         sys.exit(2)

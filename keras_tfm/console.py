@@ -62,7 +62,9 @@ def run_generate(args: argparse.Namespace) -> None:
     if not args.stream:
         print(model.generate(prompt, **_options(args)))
         return
-    _print_stream(model.stream(prompt, **_options(args)))
+    _, whole = _print_stream(model.stream(prompt, **_options(args)))
+    if not whole:
+        raise KeyboardInterrupt
 
 
 def run_chat(args: argparse.Namespace) -> None:
@@ -81,17 +83,18 @@ def run_chat(args: argparse.Namespace) -> None:
         if not line.strip():
             return
         messages.append({"role": "user", "content": line})
-        messages.append({"role": "assistant", "content": _print_stream(model.stream(messages, **_options(args)))})
+        answer, _ = _print_stream(model.stream(messages, **_options(args)))
+        messages.append({"role": "assistant", "content": answer})
 
 
-def _print_stream(pieces: Any) -> str:
-    """Print pieces as they come; Ctrl-C ends the text, not the program."""
-    text = ""
+def _print_stream(pieces: Any) -> tuple[str, bool]:
+    """Print pieces as they come. The text, and whether that came to its end, not to Ctrl-C."""
+    text, whole = "", True
     try:
         for piece in pieces:
             text += piece
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        pass
-    print()
-    return text
+        whole = False
+    print(flush=True)
+    return text, whole

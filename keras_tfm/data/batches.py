@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,13 @@ from keras_tfm.data.accepted import as_tokenizer
 from keras_tfm.data.packing import FILLS
 
 
-class Batches:
+class Batches(ABC):
     """Rows in batches, `batches[i]` a dict of arrays; shuffled anew each epoch, rows of like length together.
 
     Args:
         lengths: (rows,) int, what to group by.
         batch_size: Rows a batch; the last may be smaller.
+        max_length: What no row is padded beyond, in tokens.
         shuffle: Draw a new order at each `next_epoch`. Otherwise rows keep their order if not grouped.
         group_by_length: Sort stretches of 50 batches by length before cutting them; the batches' order stays random.
             Without shuffling, all rows are sorted.
@@ -36,6 +38,7 @@ class Batches:
         lengths: Sequence[int] | np.ndarray,
         batch_size: int = 32,
         *,
+        max_length: int | None = None,
         shuffle: bool = False,
         group_by_length: bool = True,
         length_multiple: int = 1,
@@ -46,6 +49,7 @@ class Batches:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}.")
         self.batch_size = batch_size
+        self.limit = max_length
         self.shuffle = shuffle
         self.group_by_length = group_by_length
         self.length_multiple = length_multiple
@@ -79,14 +83,14 @@ class Batches:
         """Indices of the rows in batch `index`."""
         return self._batches[index]
 
-    def padded_to(self, longest: int, limit: int | None = None) -> int:
+    def padded_to(self, longest: int) -> int:
         """The length to pad rows to of which the longest has so many tokens."""
         multiple = -(-longest // self.length_multiple) * self.length_multiple
-        return max(multiple if limit is None else min(multiple, limit), longest)
+        return max(multiple if self.limit is None else min(multiple, self.limit), longest)
 
+    @abstractmethod
     def collated(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """These rows as one batch."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         batch = self.collated(self._batches[index])
@@ -124,13 +128,14 @@ class TextBatches(Batches):
             if len(parts) > 2 or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"texts[{index}] must be a string or a pair of strings; got {text!r}.")
         tokenizer = self.tokenizer = as_tokenizer(tokenizer)
-        self.limit = max_length or tokenizer.max_length
+        limit = max_length or tokenizer.max_length
         self._encodings = tokenizer.encode([tuple(t) if isinstance(t, list) else t for t in texts], max_length)
-        super().__init__([len(encoding.ids) for encoding in self._encodings], batch_size, **options)
+        lengths = [len(encoding.ids) for encoding in self._encodings]
+        super().__init__(lengths, batch_size, max_length=limit, **options)
 
     def collated(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """These rows as one batch."""
-        pad_to = self.padded_to(int(self.lengths[rows].max()), self.limit)
+        pad_to = self.padded_to(int(self.lengths[rows].max()))
         return self.tokenizer.pad([self._encodings[row] for row in rows], pad_to)
 
 

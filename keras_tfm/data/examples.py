@@ -34,6 +34,11 @@ class Examples(list[dict[str, Any]]):
         self.empty = 0
         self.labels = tuple(labels)
 
+    def __getitem__(self, index: Any) -> Any:
+        """An example, or, of a slice, `Examples` of the same labels; the counts stay with the whole."""
+        found = super().__getitem__(index)
+        return Examples(found, self.labels) if isinstance(index, slice) else found
+
     def cut_encodings(self, tokenizer: Any, texts: Sequence[str], max_length: int | None) -> list[Any]:
         """Encodings of texts cut to `max_length`, default the tokenizer's, with what is lost counted."""
         encodings = tokenizer.encode(texts, max_length)

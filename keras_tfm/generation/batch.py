@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_tfm.generation import buckets
-from keras_tfm.generation.decoder import Decoder, State, Step, advance
+from keras_tfm.generation.decoder import Decoder, State, Step, advance, decoder_of
 from keras_tfm.generation.program import to_tensors
 from keras_tfm.generation.settings import Choosing, uniforms
 
@@ -50,12 +50,13 @@ class Prefix:
 def mark_of(model: Any) -> tuple[Any, ...]:
     """The names of a model's weights and a few numbers of each: other weights have another mark, all but surely."""
     weights = [variable for variable in model.backbone.weights if "float" in str(variable.dtype)]
-    numbers = []
-    for variable in weights:
-        flat = ops.reshape(ops.convert_to_tensor(variable), (-1,))
-        some = flat[:: max(1, flat.shape[0] // 3)]
-        numbers.append(ops.convert_to_numpy(ops.cast(some, "float32")).tobytes())
-    return tuple(variable.path for variable in weights), *numbers
+
+    def numbers(zero: Any) -> Any:
+        flat = [ops.reshape(ops.convert_to_tensor(variable), (-1,)) for variable in weights]
+        return zero + ops.concatenate([ops.cast(each[:: max(1, each.shape[0] // 3)], "float32") for each in flat])
+
+    found = decoder_of(model).program("mark", numbers)(np.float32(0))
+    return tuple(variable.path for variable in weights), ops.convert_to_numpy(found).tobytes()
 
 
 @dataclass(frozen=True)

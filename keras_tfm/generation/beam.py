@@ -14,9 +14,9 @@ from keras import ops
 
 from keras_tfm.generation import choosing
 from keras_tfm.generation.batch import Batch
-from keras_tfm.generation.decoder import State, write_columns
+from keras_tfm.generation.decoder import State, decoder_of, write_columns
 from keras_tfm.generation.program import to_tensors
-from keras_tfm.generation.request import Request, arranged, decoder_of, text_of, trimmed
+from keras_tfm.generation.request import Request, arranged, text_of, trimmed
 from keras_tfm.models.generative import Generated
 from keras_tfm.ops import kv_cache
 

@@ -326,3 +326,13 @@ def shapes(tree: Tree) -> tuple[Any, ...]:
 def names(arrays: dict[str, Any]) -> tuple[Any, ...]:
     """Names and shapes of settings."""
     return tuple((name, tuple(np.shape(arrays[name]))) for name in sorted(arrays))
+
+
+def decoder_of(model: Any) -> Decoder:
+    """The model's decoder; a new one where the model's variables are others than before, as after `quantize`."""
+    variables = tuple(id(variable) for variable in model.variables)
+    found = getattr(model, "_decoder", None)
+    if found is None or found[0] != variables:
+        found = (variables, Decoder(model))
+        object.__setattr__(model, "_decoder", found)
+    return found[1]

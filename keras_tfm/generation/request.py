@@ -12,7 +12,7 @@ from keras import ops
 from keras_tfm.generation.batch import Batch, Prefix, Task
 from keras_tfm.generation.chat import chat_ids, is_chat
 from keras_tfm.generation.contrastive import Contrastive
-from keras_tfm.generation.decoder import Decoder
+from keras_tfm.generation.decoder import decoder_of
 from keras_tfm.generation.settings import Choosing
 from keras_tfm.generation.speculative import Draft, Lookup, Rows, Speculative
 from keras_tfm.generation.text import TextStream
@@ -21,16 +21,6 @@ from keras_tfm.models.generative import Generated
 
 DEFAULT_LENGTH = 128
 UNCUT = 1 << 30  # tokens: a prompt that is too long is refused, not shortened
-
-
-def decoder_of(model: Any) -> Decoder:
-    """The model's decoder; a new one where the model's variables are others than before, as after `quantize`."""
-    variables = tuple(id(variable) for variable in model.variables)
-    found = getattr(model, "_decoder", None)
-    if found is None or found[0] != variables:
-        found = (variables, Decoder(model))
-        object.__setattr__(model, "_decoder", found)
-    return found[1]
 
 
 class Request:

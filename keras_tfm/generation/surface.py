@@ -11,11 +11,11 @@ from keras import ops
 
 from keras_tfm.generation import beam, buckets
 from keras_tfm.generation.batch import Prefix, mark_of, padded
+from keras_tfm.generation.decoder import decoder_of
 from keras_tfm.generation.request import (
     Request,
     arranged,
     checked_dtype,
-    decoder_of,
     text_of,
     token_rows,
     trimmed,

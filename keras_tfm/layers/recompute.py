@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_tfm.layers.mixture_of_experts import MixtureOfExperts
-from keras_tfm.ops.backend import read
+from keras_tfm.ops.backend import attach_mask, implicit_mask, read
 
 
 class _Counting(keras.StatelessScope):
@@ -35,6 +35,11 @@ def recomputed(layer: keras.layers.Layer, x: Any, **arguments: Any) -> Any:
     Returns:
         One tensor.
     """
+    mask = implicit_mask(x)
+    # Keras's masks hang on tensors, and are lost where a function is computed again: they become arguments.
+    for name, value in {"padding_mask": mask, "context_padding_mask": implicit_mask(arguments.get("context"))}.items():
+        if value is not None and arguments.get(name) is None:
+            arguments = {**arguments, name: value}
     tensors = {name: value for name, value in arguments.items() if keras.ops.is_tensor(value)}
     floats = [name for name, value in tensors.items() if "float" in keras.backend.standardize_dtype(value.dtype)]
     trained = [variable for variable in layer.variables if "float" in str(variable.dtype)]
@@ -57,6 +62,8 @@ def recomputed(layer: keras.layers.Layer, x: Any, **arguments: Any) -> Any:
         if id(variable) in draws:  # the state of a generator, which counts
             step = keras.ops.cast([0, draws[id(variable)]], variable.dtype)
             variable.assign(value + step)
+    if mask is not None:
+        attach_mask(y, mask)
     return y
 
 

@@ -327,6 +327,8 @@ class QuestionAnswerer(Task):
     def _examples(self, rows, labels, max_length):
         if labels is None:
             return None
+        if not all(isinstance(row, (tuple, list)) and len(row) == 2 for row in rows):
+            raise ValueError(f"{self.name} takes pairs, fit([(question, context), ...], answers); got {rows[0]!r}.")
         limit = {} if max_length is None else {"max_length": max_length, "stride": min(128, max_length // 4)}
         questions, contexts = zip(*rows, strict=True)
         return question_examples(questions, contexts, labels, tokenizer=self._require_tokenizer(), **limit)

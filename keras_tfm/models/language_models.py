@@ -145,7 +145,9 @@ class MaskedLM(LanguageModel):
         return Masking(self._require_tokenizer(), **(self.masking or {}))
 
     def _text_labels(self, batch, labels):
-        return batch["labels"] if labels is None else labels
+        if labels is not None:
+            raise ValueError(f"{self.name} hides tokens of raw texts and makes the labels itself; give texts alone.")
+        return batch["labels"]
 
     def predict(self, x, batch_size=None, **options):
         """As `Task.predict`; of raw strings nothing is hidden."""

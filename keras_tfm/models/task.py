@@ -132,7 +132,7 @@ class Task(Pretrained, NamedInputsModel):
 
         Args:
             optimizer: Default: AdamW at a rate of 5e-5, without decay of biases and norms. One with
-            `gradient_accumulation_steps` takes the mean over the tokens of all these batches.
+                `gradient_accumulation_steps` takes the mean over the tokens of all these batches.
             loss: "auto" is the task's own.
             metrics: "auto" are the task's own.
             options: Everything else that Keras takes.
@@ -278,11 +278,12 @@ class Task(Pretrained, NamedInputsModel):
             "length_multiple": multiple,
             "seed": random.randrange(2**31) if seed is None else seed,
         }
+        limit = self._longest(max_length)
         examples: Examples | None
         if isinstance(texts, Examples):
             examples = texts
         else:
-            texts, limit = list(texts), self._longest(max_length)
+            texts = list(texts)
             examples = self._examples(texts, labels, limit)
             if examples is not None:
                 labels = None
@@ -298,9 +299,10 @@ class Task(Pretrained, NamedInputsModel):
         if pack is not None:
             if sample_weight is not None:
                 raise ValueError("sample_weight is of rows, of which pack puts several into one; give one of them.")
-            examples = packed_examples(examples, pack, pad_id)
+            examples, limit = packed_examples(examples, pack, pad_id), pack
         side = "right" if self.tokenizer is None else self.tokenizer.padding_side
-        batches = ExampleBatches(examples, batch_size, pad_id=pad_id, padding_side=side, **options)
+        options |= {"max_length": limit, "pad_id": pad_id, "padding_side": side}
+        batches = ExampleBatches(examples, batch_size, **options)
         return TextDataset(batches, self._input_keys, labels, sample_weight, self._example_labels)
 
     def _is_raw(self, x: Any) -> bool:
@@ -323,7 +325,8 @@ class Task(Pretrained, NamedInputsModel):
 
     def _longest(self, max_length: int | None = None) -> int | None:
         """The longest row of tokens that the caller, the tokenizer and the model allow."""
-        limits = (max_length, self._require_tokenizer().max_length, self.backbone.config.max_sequence_length)
+        own = None if self.tokenizer is None else self.tokenizer.max_length
+        limits = (max_length, own, self.backbone.config.max_sequence_length)
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _require_tokenizer(self) -> BaseTokenizer:
@@ -336,7 +339,8 @@ class Task(Pretrained, NamedInputsModel):
 
     def _check_labelled(self, method: str, x: Any, y: Any = None) -> None:
         """Raise ValueError where there is a loss to compute and nothing to compute it from."""
-        own_step = any(getattr(type(self), step) is not getattr(Task, step) for step in STEPS)
+        steps = (getattr(type(self), step) for step in STEPS)
+        own_step = any(not step.__module__.startswith(("keras.", "keras_tfm.")) for step in steps)  # the user's
         if y is not None or self.loss is None or own_step:
             return
         spec = getattr(x, "element_spec", None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend import get_keras_mask  # no public name exists
+from keras.src.backend import get_keras_mask, set_keras_mask  # no public name exists
 from keras.src.backend.common import global_state
 
 Tensor = Any
@@ -74,6 +74,11 @@ def read(variable: Any) -> Tensor:
 def implicit_mask(x: Tensor) -> Tensor | None:
     """The mask that Keras attached to `x`, as `Embedding(mask_zero=True)` does; None without one."""
     return get_keras_mask(x)
+
+
+def attach_mask(x: Tensor, mask: Tensor) -> None:
+    """The inverse of `implicit_mask`: what follows finds the mask on `x`."""
+    set_keras_mask(x, mask)
 
 
 def device(x: Tensor | None = None) -> str:

@@ -25,7 +25,7 @@ def clip_summed(optimizer: Any) -> bool:
 
 
 class _Summed:
-    """The optimizer's clipping, behind a sum of equal tokens' rows; copied and pickled along with it."""
+    """The optimizer's clipping, behind a sum of equal tokens' rows. Copies, which Keras makes by config, are without."""
 
     def __init__(self, clip: Any):
         self.clip = clip

@@ -44,7 +44,7 @@ def of(optimizer: Any, tokens: Any):
 
 
 class _TokenWeights:
-    """The optimizer's methods with weights; copied and pickled along with it."""
+    """The optimizer's methods with weights. Its copies, which Keras makes by its config, are without."""
 
     def __init__(self, optimizer: Any):
         self.optimizer = optimizer

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,29 @@ def test_every_option_of_the_console_is_one_of_generate():
     add_commands(parser.add_subparsers())
     args = parser.parse_args(["generate", "x", "y", "--top-k", "3", "--stop", "a", "--stop", "b"])
     assert (args.top_k, args.stop, args.prompt) == (3, ["a", "b"], "y")
+
+
+@needs_stories
+def test_what_ends_a_story_early_is_said_to_the_shell(monkeypatch, capsys):
+    def interrupted(self, prompt, *args, **options):
+        yield "Once"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tfm.CausalLM, "stream", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["generate", str(STORIES), "x", "--stream"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().out == "Once\n"
+
+
+@needs_stories
+@pytest.mark.once
+def test_a_reader_may_have_read_enough():
+    command = f"{sys.executable} -m keras_tfm.cli generate {STORIES} Once --max-new-tokens 200 --stream | head -c 1"
+    found = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+    assert len(found.stdout) == 1
+    assert "keras-tfm:" not in found.stderr
+    assert "Broken" not in found.stderr
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from helpers import BACKEND, fill_weights, numpy
 from keras import ops
 
 import keras_tfm as tfm
-from keras_tfm.generation.decoder import while_going
+from keras_tfm.generation.decoder import decoder_of, while_going
 from keras_tfm.generation.program import to_tensors
-from keras_tfm.generation.request import Request, decoder_of
+from keras_tfm.generation.request import Request
 
 from .models import MODELS, PROMPTS, SIZES, VOCABULARY, logits_of, model_of, naive
 

@@ -8,7 +8,7 @@ from helpers import BACKEND, fill_weights, numpy
 from keras import ops
 
 import keras_tfm as tfm
-from keras_tfm.generation.request import decoder_of
+from keras_tfm.generation.decoder import decoder_of
 from keras_tfm.generation.speculative import Lookup
 
 from .models import MODELS, PROMPTS, SIZES, like, model_of

@@ -168,3 +168,35 @@ def test_examples_and_packed_arrays_as_they_are():
     arrays = pack(examples, 16)
     inputs = {name: arrays[name] for name in ("token_ids", "padding_mask", "segment_ids", "positions")}
     assert np.isfinite(model.fit(inputs, verbose=0).history["loss"]).all()
+
+
+def test_no_row_is_padded_beyond_the_models_positions(monkeypatch):
+    """Lengths are rounded up to few for XLA, but to no more than there are positions or packed tokens."""
+    monkeypatch.setattr("keras_tfm.models.task.backend.NAME", "jax")
+    words = [["soup"] * 40, ["beans"] * 3]
+    tagger = tfm.TokenClassifier(encoder(pooler=False, max_sequence_length=20), 2, tokenizer=TOKENIZER)
+    assert tagger.dataset(words, [[0] * 40, [1] * 3])[0][0]["token_ids"].shape == (2, 20)
+    assert tagger.dataset(words[1:], [[1] * 3])[0][0]["token_ids"].shape == (1, 16)
+    model = tfm.TextClassifier(encoder(), tokenizer=TOKENIZER)
+    assert model.dataset(TEXTS, [0, 1] * 3, pack=24)[0][0]["token_ids"].shape[1] == 24
+    generator = tfm.CausalLM(tfm.models.gpt(**{**TINY, "max_sequence_length": 9}))
+    examples = tfm.data.causal_examples(TEXTS, TOKENIZER, 9, end_token=False)
+    assert generator.dataset(examples)[0][0]["token_ids"].shape[1] == 9
+
+
+def test_part_of_the_examples_trains():
+    model = tfm.CausalLM(tfm.models.gpt(**TINY), tokenizer=TOKENIZER)
+    examples = tfm.data.causal_examples(TEXTS, TOKENIZER, 8, end_token=False)
+    assert isinstance(examples[1:], Examples)
+    assert len(examples[:-1]) == len(examples) - 1
+    history = model.fit(examples, validation_split=0.3, batch_size=2, verbose=0).history
+    assert np.isfinite(history["val_loss"]).all()
+
+
+def test_labels_and_rows_that_a_task_cannot_use():
+    masked = tfm.MaskedLM(encoder(pooler=False), tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match="makes the labels itself"):
+        masked.fit(TEXTS, [0, 1] * 3, verbose=0)
+    questions = tfm.QuestionAnswerer(encoder(pooler=False), tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match=r"takes pairs.*got 'a bowl"):
+        questions.fit(TEXTS, [None] * 6, verbose=0)

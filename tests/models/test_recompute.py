@@ -14,16 +14,22 @@ IDS = np.random.default_rng(0).integers(1, 23, (4, 8)).astype("int32")
 MODELS = {
     "gpt": lambda **o: tfm.CausalLM(tfm.models.gpt(**SIZES, drop_path=0.2, **o)),
     "seq2seq": lambda **o: tfm.Seq2SeqLM(tfm.models.transformer(**SIZES, **o)),
+    "masks of zeros": lambda **o: tfm.TextClassifier(
+        tfm.models.bert(**SIZES, mask_zero=True, pooler=False, **o), num_classes=23, pooling="mean"
+    ),
     "half": lambda **o: tfm.CausalLM(tfm.models.gpt(**SIZES, dtype="mixed_bfloat16", **o)),
 }
 
 
 def inputs(name):
-    ids = {"token_ids": IDS, "padding_mask": np.arange(8) < np.array([[8], [5], [8], [1]])}
+    real = np.arange(8) < np.array([[8], [5], [8], [1]])
+    if name == "masks of zeros":
+        return {"token_ids": IDS * real}
+    ids = {"token_ids": IDS, "padding_mask": real}
     return ids | {"decoder_token_ids": IDS[:, :6]} if name == "seq2seq" else ids
 
 
-@pytest.mark.parametrize("name", MODELS if BACKEND != "jax" else ["gpt", "seq2seq"])
+@pytest.mark.parametrize("name", MODELS if BACKEND != "jax" else ["gpt", "seq2seq", "masks of zeros"])
 def test_the_same_steps(name):
     """Several of them, so that random states are seen to move on alike."""
     found = []
@@ -33,7 +39,7 @@ def test_the_same_steps(name):
         model.backbone.recompute_blocks(on)
         keras.utils.set_random_seed(1)
         model.compile(keras.optimizers.SGD(0.1), metrics=None)
-        labels = IDS[:, :6] if name == "seq2seq" else IDS
+        labels = {"seq2seq": IDS[:, :6], "masks of zeros": IDS[:, 0]}.get(name, IDS)
         history = model.fit(inputs(name), labels, batch_size=2, epochs=3, shuffle=False, verbose=0).history["loss"]
         found.append((np.array(history), [numpy(v) for v in model.variables]))
     tolerance = 2e-2 if name == "half" else 1e-5

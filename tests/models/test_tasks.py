@@ -160,6 +160,10 @@ def test_labels_are_missed_only_where_a_loss_needs_them():
     assert np.isfinite(model.fit(IDS, verbose=0).history["loss"]).all()
     with pytest.raises(ValueError, match="needs labels"):
         classifier().fit(classifier().dataset(TEXTS))
+    with pytest.raises(ValueError, match=r"MaskedLM\.fit needs labels"):  # its steps are its own, but the library's
+        tfm.MaskedLM(tfm.models.bert(**TINY, pooler=False)).fit(IDS)
+    with pytest.raises(ValueError, match=r"Seq2SeqLM\.evaluate needs labels"):
+        tfm.Seq2SeqLM(tfm.models.transformer(**SHORT)).evaluate({"token_ids": IDS, "decoder_token_ids": IDS})
 
 
 def test_labels_say_how_many_classes(tmp_path):
