@@ -164,7 +164,7 @@ def generate(
     ends = len(set(request.ends))
     candidates = min(max(2, 1 + ends) * num_beams, num_beams * model.vocabulary_size)
     plan = Plan(num_beams, candidates, float(length_penalty), early_stopping)
-    batch = Batch(decoder_of(model), request.task(), plan)
+    batch = Batch(decoder_of(model, request.inductor), request.task(), plan)
     prompts_count, capacity = batch.rows // num_beams, batch.capacity
     scores = np.full((prompts_count, num_beams), NONE, np.float32)
     scores[:, 0] = 0.0

@@ -37,24 +37,27 @@ class Decoder:
 
     Args:
         model: A `CausalLM` or `Seq2SeqLM`.
+        inductor: On torch, compile the steps, and record the reading of prompts.
 
     Attributes:
         traces: How often a program was traced: a prompt of another length in a known bucket adds nothing.
     """
 
-    def __init__(self, model: keras.Model):
-        self.model, self.backbone = model, model.backbone
+    def __init__(self, model: keras.Model, inductor: bool = False):
+        self.model, self.backbone, self.inductor = model, model.backbone, inductor
         self.config = model.backbone.config
         self.is_seq2seq = self.config.kind == "encoder_decoder"
         self.traces = 0
         self._programs: dict[Any, Program] = {}
 
-    def program(self, name: str, function: Any, *key: Any, variables: Sequence[Any] = ()) -> Program:
+    def program(
+        self, name: str, function: Any, *key: Any, variables: Sequence[Any] = (), inductor: bool = False
+    ) -> Program:
         """The program of this name and key, made if need be. `variables`: that it reads beside the model's."""
         found = self._programs.get((name, *key))
         if found is None:
             every = [*self.model.variables, *variables]
-            found = self._programs[name, *key] = Program(every, function, self._traced)
+            found = self._programs[name, *key] = Program(every, function, self._traced, inductor)
         return found
 
     def _traced(self) -> None:
@@ -162,7 +165,7 @@ class Decoder:
             newest = ops.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
             return cache, (ops.cast(hidden, "float32") if everything else (), self.logits(newest))
 
-        if NAME == "torch":  # one run does not pay for recording it
+        if NAME == "torch" and not self.inductor:  # one run does not pay for recording it
             return eagerly(prefill, cache, *arguments)
         key = (everything, *shapes(cache), *(None if each is None else each.shape for each in arguments))
         return self.program("prefill", prefill, *key)(cache, *arguments)
@@ -207,7 +210,7 @@ class Decoder:
             def step(slim, arrays, context_mask):
                 return carried(once(whole(slim, like, once.decoders), arrays, context_mask), once.decoders)
 
-            program = self.program("once", step, *key, variables=variables)
+            program = self.program("once", step, *key, variables=variables, inductor=self.inductor)
             slim = program.repeat(going, carried(state, once.decoders), arrays, context_mask)
             return whole(slim, like, once.decoders)
         return self.program("loop", loop, *key, variables=variables)(state, arrays, context_mask, np.int32(until))
@@ -328,11 +331,15 @@ def names(arrays: dict[str, Any]) -> tuple[Any, ...]:
     return tuple((name, tuple(np.shape(arrays[name]))) for name in sorted(arrays))
 
 
-def decoder_of(model: Any) -> Decoder:
+def decoder_of(model: Any, inductor: bool = False) -> Decoder:
     """The model's decoder; a new one where the model's variables are others than before, as after `quantize`."""
     variables = tuple(id(variable) for variable in model.variables)
-    found = getattr(model, "_decoder", None)
-    if found is None or found[0] != variables:
-        found = (variables, Decoder(model))
-        object.__setattr__(model, "_decoder", found)
-    return found[1]
+    known: tuple[int, ...] | None
+    decoders: dict[bool, Decoder]
+    known, decoders = getattr(model, "_decoders", None) or (None, {})
+    if known != variables:
+        decoders = {}
+        object.__setattr__(model, "_decoders", (variables, decoders))
+    if inductor not in decoders:
+        decoders[inductor] = Decoder(model, inductor)
+    return decoders[inductor]

@@ -39,12 +39,19 @@ class Program:
         variables: The function's weights.
         function: (*trees of tensors) -> tree of tensors; reads variables, changes none.
         traced: Called whenever the function is traced anew.
+        inductor: On torch, have what `repeat` repeats compiled, rather than run operation by operation.
 
     Calling it takes the same arguments: nested dicts and lists of tensors and NumPy arrays, always of the same shapes.
     """
 
-    def __init__(self, variables: Sequence[Any], function: Callable[..., Tree], traced: Callable[[], None]):
-        self.function, self.traced = function, traced
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        function: Callable[..., Tree],
+        traced: Callable[[], None],
+        inductor: bool = False,
+    ):
+        self.function, self.traced, self.inductor = function, traced, inductor
         self._variables = list(variables)
         self._run: Callable[..., Tree] | None = None
         self._record: tuple[Recorded, list[Tree]] | None = None
@@ -93,14 +100,19 @@ class Program:
         return call
 
     def repeat(self, going: Callable[[Tree], bool], state: Tree, *settings: Tree) -> Tree:
-        """On torch: state = function(state, *settings), as long as `going` says so; state keeps its structure."""
+        """On torch: state = function(state, *settings), as long as `going` says so of the state's single tensors.
+
+        State keeps its structure.
+        """
         import torch
 
         state, *others = to_tensors((state, *settings))
         run, _ = self._recorded((state, *others))
         flat = keras.tree.flatten(state)
+        places = keras.tree.pack_sequence_as(state, list(range(len(flat))))
+        seen = {name: place for name, place in places.items() if isinstance(place, int)}
         with torch.no_grad():
-            while going(keras.tree.pack_sequence_as(state, flat)):
+            while going({name: flat[place] for name, place in seen.items()}):
                 flat = run(flat)
         return keras.tree.pack_sequence_as(state, flat)
 
@@ -118,5 +130,5 @@ class Program:
                 return keras.tree.flatten(result)
 
             with kv_cache.in_place():
-                self._record = Recorded(run, weights, flat, settings), structure
+                self._record = Recorded(run, weights, flat, settings, self.inductor), structure
         return self._record[0].bound(weights, settings), self._record[1][0]

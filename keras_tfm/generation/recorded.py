@@ -18,9 +18,17 @@ class Recorded:
         function: (weights, state, settings) -> tensors, each a flat list.
         weights, state, settings: Examples of its arguments. Operations must not depend on their values, and the function
             may overwrite tensors of the state only.
+        compiled: Have what changes compiled by Inductor at its first run: some ten seconds, and a C++ compiler on a CPU.
     """
 
-    def __init__(self, function: Callable[..., Tensors], weights: Tensors, state: Tensors, settings: Tensors):
+    def __init__(
+        self,
+        function: Callable[..., Tensors],
+        weights: Tensors,
+        state: Tensors,
+        settings: Tensors,
+        compiled: bool = False,
+    ):
         import torch
         from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -47,11 +55,55 @@ class Recorded:
         steps = [node for node in module.graph.nodes if node in changing and node not in state_inputs]
         steps = [node for node in module.graph.nodes if node.op == "get_attr"] + steps
         self._step = _module(module, steps, [*fixed, *state_inputs], output.args[0])
+        self._run: Callable[..., Tensors] | None = None if compiled else self._step
+        self._strides: list[tuple[int, ...]] = []
 
     def bound(self, weights: Tensors, settings: Tensors) -> Callable[[Tensors], Tensors]:
         """State to what the function gives, with weights and settings as they are now."""
         fixed = self._once(*weights, *settings)
-        return lambda state: self._step(*fixed, *state)
+        if self._run is self._step:
+            return lambda state: self._step(*fixed, *state)
+
+        def run(state: Tensors) -> Tensors:
+            if self._run is None:
+                self._run = compiled(self._step, [*fixed, *state])
+                self._strides = [each.stride() for each in state]
+            elif [each.stride() for each in state] != self._strides:  # of which compiled code is sure
+                state = [_laid_out(each, strides) for each, strides in zip(state, self._strides, strict=True)]
+            return self._run(*fixed, *state)
+
+        return run
+
+
+def compiled(module: Any, examples: Tensors) -> Callable[..., Tensors]:
+    """A module of tensors compiled by Inductor for arguments of the examples' shapes, dtypes and strides.
+
+    Raises:
+        RuntimeError: where there is no compiler that Inductor can use.
+    """
+    import torch
+    import torch._inductor
+
+    # Called from C++ on a CPU, where Python would take as long as the products of a small model.
+    options = {"cpp_wrapper": examples[0].device.type == "cpu"}
+    try:
+        with torch.no_grad():
+            return torch._inductor.compile(module, examples, options)
+    except Exception as error:
+        raise RuntimeError(
+            "PyTorch's compiler (Inductor) failed, which jit_compile=True asks for: on a CPU it needs a C++ compiler such "
+            "as g++, named by the environment variable CXX if it has another name. Generating goes without: "
+            "jit_compile=False."
+        ) from error
+
+
+def _laid_out(tensor: Any, strides: tuple[int, ...]) -> Any:
+    """The tensor, or a copy of it, with these strides."""
+    import torch
+
+    if tensor.stride() == strides:
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def is_in_place(node: Any) -> bool:

@@ -18,6 +18,7 @@ from keras_tfm.generation.speculative import Draft, Lookup, Rows, Speculative
 from keras_tfm.generation.text import TextStream
 from keras_tfm.layers.base import check_names
 from keras_tfm.models.generative import Generated
+from keras_tfm.ops.backend import NAME
 
 DEFAULT_LENGTH = 128
 UNCUT = 1 << 30  # tokens: a prompt that is too long is refused, not shortened
@@ -48,9 +49,11 @@ class Request:
         num_speculative_tokens: int | None = None,
         penalty_alpha: float | None = None,
         cache_dtype: str | None = None,
+        jit_compile: bool | None = None,
         **options: Any,
     ):
         self.model, self.prefix = model, prefix
+        self.inductor = checked_jit(jit_compile)
         self.cache_dtype = checked_dtype(cache_dtype)
         check_names("generate", options, [field.name for field in dataclasses.fields(Choosing)])
         metadata = model.backbone.config.metadata or {}
@@ -188,7 +191,7 @@ class Request:
         most = max(most, *map(len, self.sources or [[]]), 0)
         if limit is not None and most > limit:
             raise ValueError(f"draft_model reads at most max_sequence_length={limit} tokens; {most} may be needed.")
-        return Draft(decoder_of(draft))
+        return Draft(decoder_of(draft, self.inductor))
 
     def task(self) -> Task:
         """What is to be written."""
@@ -207,7 +210,7 @@ class Request:
     def batch(self) -> Batch | Rows:
         """The work, as whoever chooses the tokens does it."""
         task = self.task()
-        decoder = decoder_of(self.model)
+        decoder = decoder_of(self.model, self.inductor)
         if self.contrast is not None:
             candidates, penalty = self.contrast
             return Contrastive(decoder, task, min(candidates, self.model.vocabulary_size), penalty)
@@ -224,6 +227,17 @@ class Request:
         """The text of each row, as it comes."""
         before = [[] if self.sources is not None else prompt for prompt in self.prompts]
         return [TextStream(self.model.tokenizer, prompt, self.stops) for prompt in before]
+
+
+def checked_jit(jit_compile: bool | None) -> bool:
+    """Whether Inductor is to compile the steps: on torch, if asked for."""
+    if jit_compile not in (None, True, False):
+        raise ValueError(f"jit_compile must be True, False or None; got {jit_compile!r}.")
+    if NAME != "torch":
+        if jit_compile is False:
+            raise ValueError(f"On {NAME} generation is always compiled; jit_compile=False is for torch.")
+        return False
+    return bool(jit_compile)
 
 
 def checked_dtype(dtype: Any) -> str | None:

@@ -87,7 +87,8 @@ class Generative:
                 `no_repeat_ngram`, `min_new_tokens`, `forbidden_tokens`, `forced_tokens`, `processors` (see
                 `keras_tfm.generation.Choosing`; most may be lists with a value for each prompt); `num_return_sequences`;
                 `prefix`, from `prefix`; `cache_dtype`, of keys and values ("int8" takes little more than a quarter
-                of float32's memory);
+                of float32's memory); `jit_compile`, on torch: True has the steps compiled by PyTorch's Inductor, which
+                takes some ten seconds for each bucket of lengths and pays where much is written;
                 `num_beams` with `length_penalty` and `early_stopping` (see `keras_tfm.generation.beam_search`);
                 `penalty_alpha`, from 0 to 1, with `top_k` candidates (contrastive search, Su et al. 2022);
                 `draft_model`, a smaller model with the same vocabulary, or "prompt_lookup", which proposes

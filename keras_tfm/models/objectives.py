@@ -13,7 +13,7 @@ from keras_tfm.ops.linear_crossentropy import linear_crossentropy
 from keras_tfm.ops.losses import token_crossentropy
 
 
-def _weighted(weights: Any, sample_weight: Any) -> Any:
+def weighted(weights: Any, sample_weight: Any) -> Any:
     """Weights of tokens times those of samples, (batch,), or of tokens, as the labels."""
     if sample_weight is None:
         return weights
@@ -55,12 +55,12 @@ class TokenCrossentropy(keras.losses.Loss):
     def total_weight(self, y_true: Any, sample_weight: Any = None) -> Any:
         """What the mean is over: how many tokens have a label, or the sum of their weights; a scalar, float32."""
         counted = ops.cast(ops.cast(y_true, "int32") >= 0, "float32")
-        return ops.sum(_weighted(counted, sample_weight))
+        return ops.sum(weighted(counted, sample_weight))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         losses, weights = token_crossentropy(y_true, y_pred, label_smoothing=self.label_smoothing, z_loss=self.z_loss)
-        weights = _weighted(weights, sample_weight)
-        return _mean(ops.sum(losses * weights), ops.sum(weights))
+        weights = weighted(weights, sample_weight)
+        return mean_of(ops.sum(losses * weights), ops.sum(weights))
 
     def get_config(self):
         return {"name": self.name, "label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
@@ -106,15 +106,15 @@ class LinearCrossentropy(TokenCrossentropy):
         if self._projection is None:
             return super().__call__(y_true, y_pred, sample_weight)
         y_true = ops.cast(y_true, "int32")
-        weights = _weighted(ops.ones_like(y_true, dtype="float32"), sample_weight)
+        weights = weighted(ops.ones_like(y_true, dtype="float32"), sample_weight)
         options: dict[str, Any] = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss, "chunk": self.chunk}
-        return _mean(*linear_crossentropy(y_pred, labels=y_true, weights=weights, **options, **self._projection))
+        return mean_of(*linear_crossentropy(y_pred, labels=y_true, weights=weights, **options, **self._projection))
 
     def get_config(self):
         return {**super().get_config(), "chunk": self.chunk}
 
 
-def _mean(total: Any, weights: Any) -> Any:
+def mean_of(total: Any, weights: Any) -> Any:
     """total / weights; 0 where nothing has weight."""
     return total / ops.where(weights == 0, 1.0, weights)
 
@@ -129,4 +129,6 @@ class TokenAccuracy(keras.metrics.Mean):
     def update_state(self, y_true, y_pred, sample_weight=None):
         y_true = ops.cast(y_true, "int32")
         hits = ops.cast(ops.equal(y_true, ops.cast(ops.argmax(y_pred, axis=-1), "int32")), "float32")
-        return super().update_state(hits, sample_weight=_weighted(ops.cast(y_true >= 0, "float32"), sample_weight))
+        # Flat: Keras takes the mean of each row first, in which a token of a short batch counts for more.
+        weights = ops.reshape(weighted(ops.cast(y_true >= 0, "float32"), sample_weight), (-1,))
+        return super().update_state(ops.reshape(hits, (-1,)), sample_weight=weights)

@@ -188,9 +188,10 @@ class Task(Pretrained, NamedInputsModel):
                 x, validation_split = x[:cut], 0.0
             x = self.dataset(x, y, batch_size=rows, shuffle=shuffle, sample_weight=sample_weight)
             y = sample_weight = None
-        if isinstance(x, TextDataset):
-            self._check_labelled("fit", x)
-            x, batch_size, shuffle = x.for_fit(), None, False  # it shuffles itself
+        given = x if isinstance(x, TextDataset) else None
+        if given is not None:
+            self._check_labelled("fit", given)
+            x, batch_size, shuffle = given.for_fit(), None, False  # it shuffles itself
         else:
             y = self._array_labels(x, y)
             self._check_labelled("fit", x, y)
@@ -203,16 +204,20 @@ class Task(Pretrained, NamedInputsModel):
                 validation_data = (held_out, self._array_labels(held_out, labels), *weights)
         if isinstance(validation_data, TextDataset):
             validation_data = validation_data.for_fit()
-        return super().fit(
-            x=x,
-            y=y,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            validation_data=validation_data,
-            validation_split=validation_split,
-            sample_weight=sample_weight,
-            **options,
-        )
+        self._given_to_fit = given
+        try:
+            return super().fit(
+                x=x,
+                y=y,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                validation_data=validation_data,
+                validation_split=validation_split,
+                sample_weight=sample_weight,
+                **options,
+            )
+        finally:
+            self._given_to_fit = None
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **options):
         """As `keras.Model.evaluate`; also on raw rows, as `dataset` takes them."""
@@ -363,6 +368,7 @@ class Task(Pretrained, NamedInputsModel):
         """Labels for array inputs, where a task can make them itself."""
         return y
 
+    _given_to_fit: TextDataset | None = None  # while `fit` runs, for callbacks that count tokens
     _text_labels: Any = None  # (batch, labels) -> labels, where a task makes them from the tokens
 
     # Saving -----------------------------------------------------------------------------------------------------------

@@ -124,5 +124,5 @@ def forget_compiled(model: Any) -> None:
     """Let a model's compiled functions be made anew: what they compute, or what they train, has changed."""
     for part in (model, check_model(model)):
         part.train_function = part.test_function = part.predict_function = None
-    if not isinstance(model, Backbone) and getattr(model, "_decoder", None) is not None:
-        object.__setattr__(model, "_decoder", None)  # the programs of `generate`
+    if not isinstance(model, Backbone) and getattr(model, "_decoders", None) is not None:
+        object.__setattr__(model, "_decoders", None)  # the programs of `generate`

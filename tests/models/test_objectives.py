@@ -42,6 +42,14 @@ def test_nothing_labelled_costs_nothing():
     assert float(metric.result()) == 0.0
 
 
+def test_tokens_of_short_batches_count_no_more():
+    accuracy = TokenAccuracy()
+    for length, right in ((1, 1), (9, 0)):
+        labels = np.ones((1, length), "int32")
+        accuracy.update_state(labels, np.eye(2, dtype="float32")[labels * right])
+    assert float(accuracy.result()) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("shape", [(3,), (3, 5)])
 def test_sample_weights_of_rows_and_of_tokens(shape):
     weights = np.random.default_rng(2).random(shape)

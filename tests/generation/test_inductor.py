@@ -1,0 +1,49 @@
+"""On torch, steps compiled by Inductor write what recorded steps write."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import BACKEND, fill_weights
+
+import keras_tfm as tfm
+from keras_tfm.generation.decoder import decoder_of
+
+from .models import MODELS, PROMPTS, SIZES, model_of
+
+on_torch = pytest.mark.skipif(BACKEND != "torch", reason="elsewhere XLA compiles")
+
+
+def same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@on_torch
+def test_compiled_steps_write_the_same():
+    model = fill_weights(tfm.CausalLM(tfm.models.gpt(**SIZES, **MODELS["windows in turn"])), 0.3)
+    settings = dict(temperature=[0.0, 0.7, 1.0], top_k=9, seed=3, repetition_penalty=1.2)
+    same(model.generate(PROMPTS, 20, jit_compile=True, **settings), model.generate(PROMPTS, 20, **settings))
+    traces = decoder_of(model, True).traces
+    for variable in model.weights:  # the compiled step holds no weight of its own
+        variable.assign(-variable)
+    after = model.generate(PROMPTS, 20, jit_compile=True, **settings)
+    same(after, model.generate(PROMPTS, 20, **settings))
+    assert decoder_of(model, True).traces == traces
+
+
+@on_torch
+def test_the_way_out_where_there_is_no_compiler(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile", lambda *arguments: 1 / 0)
+    model = fill_weights(tfm.CausalLM(tfm.models.gpt(**SIZES)), 0.3)
+    with pytest.raises(RuntimeError, match=r"C\+\+ compiler.*jit_compile=False"):
+        model.generate(PROMPTS[0], 5, jit_compile=True)
+    assert len(model.generate(PROMPTS[0], 5, jit_compile=False)) == 5
+
+
+def test_what_jit_compile_may_be():
+    with pytest.raises(ValueError, match="jit_compile must be"):
+        model_of("learned").generate(PROMPTS[0], 5, jit_compile="yes")
+    if BACKEND != "torch":
+        with pytest.raises(ValueError, match="always compiled"):
+            model_of("learned").generate(PROMPTS[0], 5, jit_compile=False)
