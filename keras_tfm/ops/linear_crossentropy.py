@@ -103,8 +103,10 @@ def _chunk(s: Settings, hidden: Tensor, table: Tensor, bias: Tensor, labels: Ten
     if s.softcap is not None:
         bent = ops.tanh(logits / s.softcap)
         logits, slope = s.softcap * bent, s.scale * (1.0 - bent * bent)
-    normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
     safe = ops.maximum(labels, 0)[:, None]
+    if NAME == "tensorflow" and not s.label_smoothing and not s.z_loss:
+        return _tensorflow_fused(logits, safe, weights, slope)
+    normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
     losses = normalizer - (1.0 - s.label_smoothing) * ops.take_along_axis(logits, safe, axis=-1)
     factor: Any = 1.0
     if s.label_smoothing:
@@ -115,6 +117,14 @@ def _chunk(s: Settings, hidden: Tensor, table: Tensor, bias: Tensor, labels: Ten
     total = ops.sum(losses[:, 0] * weights)
     difference = _torch_difference if NAME == "torch" else _difference
     return total, difference(s, logits, normalizer, factor, safe, weights[:, None] * slope)
+
+
+def _tensorflow_fused(logits: Any, labels: Any, weights: Any, slope: Any) -> tuple[Any, Any]:
+    """The same by a kernel that holds one array beside the logits."""
+    import tensorflow as tf
+
+    losses, gradient = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=labels[:, 0])
+    return tf.reduce_sum(losses * weights), gradient * (weights[:, None] * slope)
 
 
 def _difference(s: Settings, logits: Tensor, normalizer: Tensor, factor: Any, labels: Tensor, by: Tensor) -> Tensor:
@@ -225,18 +235,24 @@ def _tensorflow(s: Settings, hidden, table, bias, labels, weights, differentiabl
             if not differentiable:
                 return i + 1, total + value, by_hidden, by_table, by_bias
             mine, tables, biases = _back(s, gradient, x, table)
-            by_hidden = tf.tensor_scatter_nd_update(by_hidden, [[i]], mine[None])
-            return i + 1, total + value, by_hidden, by_table + tables, by_bias + biases
+            return i + 1, total + value, by_hidden.write(i, mine), by_table + tables, by_bias + biases
 
-        sizes = ([chunks, chunk, width], table.shape, bias.shape) if differentiable else ([0, 0, width], [0, 0], [0])
-        zeros = [tf.zeros(size, dtype) for size, dtype in zip(sizes, (hidden.dtype, "float32", "float32"), strict=True)]
-        start = (tf.constant(0), tf.constant(0.0), *zeros)
-        shapes: tuple = ([], [], (None, None, width), zeros[1].shape, zeros[2].shape)
-        _, total, by_hidden, by_table, by_bias = tf.while_loop(
-            lambda i, *_: i * chunk < used, step, start, tuple(map(tf.TensorShape, shapes)), parallel_iterations=1
+        pieces = tf.TensorArray(hidden.dtype, chunks, element_shape=[None, width])
+        zeros = [tf.zeros(x.shape if differentiable else [0] * len(x.shape), "float32") for x in (table, bias)]
+        rounds, total, pieces, by_table, by_bias = tf.while_loop(
+            lambda i, *_: i * chunk < used,
+            step,
+            (tf.constant(0), tf.constant(0.0), pieces, *zeros),
+            parallel_iterations=1,
         )
+        by_hidden = None
         if differentiable:
-            by_hidden = tf.gather(tf.reshape(by_hidden, [-1, width])[:count], tf.argsort(order))
+            _, pieces = tf.while_loop(  # tokens without a label
+                lambda i, _: i < chunks,
+                lambda i, pieces: (i + 1, pieces.write(i, tf.zeros([chunk, width], hidden.dtype))),
+                (rounds, pieces),
+            )
+            by_hidden = tf.gather(tf.reshape(pieces.stack(), [-1, width])[:count], tf.argsort(order))
 
         def backward(upstream):
             found = zip((by_hidden, by_table, by_bias), (hidden, table, bias), strict=True)
