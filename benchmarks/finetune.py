@@ -1,9 +1,10 @@
-"""What `examples/finetune_bert.py` reaches on each of its data sets, and in what time.
+"""Fine-tuning a BERT: sentences a second beside other libraries, and what `examples/finetune_bert.py` reaches.
 
-    python -m benchmarks.finetune sentiment stdlib       run these and keep their figures
+    python -m benchmarks.finetune                        rows a second: see finetune_rates
+    python -m benchmarks.finetune sentiment stdlib       run the example on these and keep their figures
     python -m benchmarks.finetune sst2 --kept DIR        take those of a finished run from its --output
 
-Figures of data sets that are not named stay as they are.
+Figures of the example on data sets that are not named stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, save
+from benchmarks import finetune_rates
+from benchmarks.measure import RESULTS, run_by_backend, save
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "finetune_bert.py"
 OPTIONS = {"sentiment": ["--score", "sst2"], "stdlib": ["--data", "stdlib"], "sst2": ["--data", "sst2"]}
@@ -47,6 +49,9 @@ def table(rows: dict[str, dict]) -> str:
 
 def main() -> None:
     """Run, print the table, keep the JSON."""
+    if not any(name in sys.argv[1:] for name in OPTIONS):
+        run_by_backend("finetune", __doc__ or "", finetune_rates.measure, finetune_rates.table, {}, "finetune_rates")
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", choices=OPTIONS)
     parser.add_argument("--kept", type=Path, metavar="DIR", help="the --output of a finished run")

