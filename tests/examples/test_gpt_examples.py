@@ -98,7 +98,7 @@ def test_adapting(base, texts, tmp_path, monkeypatch, capsys):
         (pretrain_gpt, ["--data", "bytes.txt"], "not UTF-8"),
         (pretrain_gpt, ["--write", "x", "--output", "none"], "Train first"),
         (adapt_gpt, ["--data", "docstrings", "--model", "nowhere"], "no directory nowhere"),
-        (adapt_gpt, ["--data", "nothing.txt"], "there is no file"),
+        (adapt_gpt, ["--rank", "0"], "must be above 0"),
     ],
 )
 def test_bad_input_ends_it_with_a_line(module, arguments, words, tmp_path, monkeypatch, capsys):
