@@ -42,7 +42,7 @@ class Look:
         wanted = choosing.penalized(state["logits"], arrays, state, state["step"], self.static)
         likely, ids = ops.top_k(ops.softmax(wanted, axis=-1), many)  # (batch, many)
         ids = ops.cast(ids, "int32")
-        copied = ops.repeat(ops.arange(batch, dtype="int32"), many)
+        copied = ops.arange(batch * many, dtype="int32") // many
         if context_mask is not None:
             context_mask = ops.take(context_mask, copied, axis=0)
         flat = ops.reshape(ids, (-1, 1))

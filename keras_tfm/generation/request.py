@@ -121,6 +121,8 @@ class Request:
         self.contrast = None if penalty_alpha is None else contrast_of(penalty_alpha, options)
         self.choosing = Choosing(**options)
         self.choosing.check(model.vocabulary_size)
+        if self.inductor and self.choosing.sampler is not None:
+            raise ValueError("jit_compile=True compiles no step of a sampler, whose random state is its own.")
         if self.returned > 1 and not self.choosing.draws and self.choosing.sampler is None:
             raise ValueError(
                 f"num_return_sequences={self.returned} without temperature or beams would be the same text each time."

@@ -45,6 +45,13 @@ def check_data(x: Any) -> None:
         raise ValueError(f"This dataset holds strings, which are not tokenized inside TensorFlow. {STRINGS}")
 
 
+def split_rows(share: float, rows: Any, *others: Any) -> tuple[tuple, tuple]:
+    """Rows and what goes with them (labels, weights, or None) without the last `share` of them, and these."""
+    cut = int(len(rows) * (1 - share))
+    parts = [part if part is None or isinstance(part, Examples) else list(part) for part in (rows, *others)]
+    return tuple(part and part[:cut] for part in parts), tuple(part and part[cut:] for part in parts)
+
+
 def text_examples(
     tokenizer: BaseTokenizer, texts: Sequence[Any], labels: Sequence[int] | None, max_length: int | None
 ) -> Examples:

@@ -18,7 +18,7 @@ from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.named_inputs import NamedInputsModel
 from keras_tfm.models.objectives import TokenCrossentropy
 from keras_tfm.models.pretrained import Pretrained
-from keras_tfm.models.raw_data import check_data, is_text, packed_examples, text_examples
+from keras_tfm.models.raw_data import check_data, is_text, packed_examples, split_rows, text_examples
 from keras_tfm.models.text_dataset import TextDataset
 from keras_tfm.ops import backend, clipping, fused_adam, token_accumulation
 
@@ -179,13 +179,9 @@ class Task(Pretrained, NamedInputsModel):
             self.compile()
         rows = batch_size or 32
         if self._is_raw(x):
-            x = x if isinstance(x, Examples) else list(x)
             if validation_split:
-                cut = int(len(x) * (1 - validation_split))
-                tail = [None if part is None else list(part)[cut:] for part in (y, sample_weight)]
-                validation_data = (x[cut:], *tail)
-                y, sample_weight = (None if part is None else list(part)[:cut] for part in (y, sample_weight))
-                x, validation_split = x[:cut], 0.0
+                (x, y, sample_weight), validation_data = split_rows(validation_split, x, y, sample_weight)
+                validation_split = 0.0
             x = self.dataset(x, y, batch_size=rows, shuffle=shuffle, sample_weight=sample_weight)
             y = sample_weight = None
         given = x if isinstance(x, TextDataset) else None

@@ -13,7 +13,7 @@ from keras_tfm.layers.base import check_rate, register
 from keras_tfm.models.classifiers import TokenClassifier
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from keras_tfm.models.objectives import LinearCrossentropy, mean_of, weighted
-from keras_tfm.models.raw_data import check_data, is_words
+from keras_tfm.models.raw_data import check_data, is_words, split_rows
 from keras_tfm.models.text_dataset import TextDataset
 from keras_tfm.ops import token_accumulation
 from keras_tfm.training.student_teacher import BlockStates, check_pair, layer_pairs
@@ -223,10 +223,7 @@ class Distiller(keras.Model):
         if not self.compiled:
             self.compile()
         if validation_split and self.student._is_raw(x):
-            rows = [None if part is None else list(part) for part in (x, y, sample_weight)]
-            cut = int(len(x) * (1 - validation_split))
-            x, y, sample_weight = (None if part is None else part[:cut] for part in rows)
-            validation_data = tuple(None if part is None else part[cut:] for part in rows)
+            (x, y, sample_weight), validation_data = split_rows(validation_split, x, y, sample_weight)
             validation_split = 0.0
         raw = self.student._is_raw(x) or isinstance(x, TextDataset)
         x, y, sample_weight = self._data("fit", x, y, sample_weight, batch_size, shuffle)

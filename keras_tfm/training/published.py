@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -17,7 +18,7 @@ from keras_tfm.training.distillation import Distiller
 from keras_tfm.training.squad import answer_texts, check_rows, squad_scores
 
 
-class _Scores(keras.callbacks.Callback):
+class _Scores(keras.callbacks.Callback, ABC):
     """Scores of held-out rows, put into the logs of an epoch.
 
     Args:
@@ -38,8 +39,9 @@ class _Scores(keras.callbacks.Callback):
         """The scores of a model, without `fit`, by their names without prefix."""
         return self._scores(self._task(model))
 
+    @abstractmethod
     def _scores(self, model: Any) -> dict[str, float]:
-        raise NotImplementedError
+        """Those of a task model of this kind."""
 
     def _task(self, model: Any) -> Any:
         """The task model, which may be a distiller's student; ValueError for another."""

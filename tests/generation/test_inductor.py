@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 from helpers import BACKEND, fill_weights
 
 import keras_tfm as tfm
+from keras_tfm.generation import recorded
 from keras_tfm.generation.decoder import decoder_of
 
 from .models import MODELS, PROMPTS, SIZES, model_of
@@ -30,6 +32,42 @@ def test_compiled_steps_write_the_same():
     after = model.generate(PROMPTS, 20, jit_compile=True, **settings)
     same(after, model.generate(PROMPTS, 20, **settings))
     assert decoder_of(model, True).traces == traces
+
+
+@on_torch
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"num_beams": 3, "length_penalty": 0.7},
+        {"penalty_alpha": 0.5, "top_k": 3},
+        {"draft_model": "prompt_lookup", "num_speculative_tokens": 2},
+    ],
+    ids=["beams", "contrastive", "speculative"],
+)
+def test_every_way_of_choosing_is_compiled(way, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "keras_tfm.generation.recorded.compiled",
+        lambda module, examples, plain=recorded.compiled: made.append(plain(module, examples)) or made[-1],
+    )
+    model = fill_weights(tfm.CausalLM(tfm.models.gpt(**{**SIZES, "num_layers": 1})), 0.3)
+    prompt = [PROMPTS[1]]
+    same(model.generate(prompt, 8, jit_compile=True, **way), model.generate(prompt, 8, **way))
+    assert made
+
+
+@on_torch
+def test_a_sampler_is_not_compiled():
+    class First:
+        """A sampler of the user's own."""
+
+        temperature, variables = 1.0, ()
+
+        def get_next_token(self, probabilities):
+            return keras.ops.argmax(probabilities, axis=-1)
+
+    with pytest.raises(ValueError, match="no step of a sampler"):
+        model_of("learned").generate(PROMPTS[0], 5, jit_compile=True, sampler=First())
 
 
 @on_torch
