@@ -34,13 +34,18 @@ def minilm() -> Path:
     return Path(package.submodule_search_locations[0]) / "model"
 
 
-def sentences() -> tuple[list[str], np.ndarray]:
-    """A stretch of SST-2, drawn at random."""
+def table_rows() -> list[dict[str, str]]:
+    """SST-2's sentences and labels."""
     folder = os.environ.get("KERAS_TFM_DATA")
     if not folder:
         raise SystemExit("KERAS_TFM_DATA is not set: it names the folder that has sst2/train.tsv.")
     with open(next((Path(folder) / "sst2").glob("train*.tsv")), encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def sentences() -> tuple[list[str], np.ndarray]:
+    """A stretch of SST-2, drawn at random."""
+    rows = table_rows()
     drawn = np.random.default_rng(0).choice(len(rows), BATCH * STRETCH, replace=False)
     return [rows[i]["sentence"] for i in drawn], np.array([int(rows[i]["label"]) for i in drawn])
 
@@ -70,9 +75,7 @@ def hugging_face(texts: list[str], labels: np.ndarray) -> dict[str, Callable[[],
 
     def batches(grouped: bool) -> Iterator[np.ndarray]:
         order = random.permutation(len(ids))
-        if (
-            grouped
-        ):  # as transformers' LengthGroupedSampler: sorted within 50 batches, of which there is one stretch here
+        if grouped:  # as transformers' LengthGroupedSampler, within 50 batches, of which there is one stretch here
             order = np.array(sorted(order, key=lambda row: -len(ids[row])))
         cut = order.reshape(-1, BATCH)
         yield from cut if not grouped else cut[random.permutation(len(cut))]

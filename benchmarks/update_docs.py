@@ -19,6 +19,7 @@ from benchmarks import (
     generation,
     imports,
     memory,
+    packing,
     quantized,
     training,
 )
@@ -52,6 +53,7 @@ def sections() -> dict[str, str]:
         ("generation", lambda r: generation.table(r["results"])),
         ("finetune_rates", lambda r: finetune_rates.table(r["results"])),
         ("char_gpt", lambda r: char_gpt.table(r["results"])),
+        ("packing", lambda r: packing.table(r["rows"])),
         ("few_rows", few_rows.table),
         ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),

@@ -28,7 +28,10 @@ def numpy(x: Any) -> Any:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    np.testing.assert_allclose(numpy(actual), numpy(expected), rtol=tolerance, atol=tolerance)
+    def close(ours, theirs):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+    keras.tree.map_structure(close, numpy(actual), numpy(expected))
 
 
 def gradients(function: Callable, *arrays: Any) -> tuple[np.ndarray, list[np.ndarray]]:

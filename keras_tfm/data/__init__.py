@@ -4,6 +4,7 @@ from keras_tfm.data.accepted import as_tokenizer
 from keras_tfm.data.batches import ExampleBatches, TextBatches
 from keras_tfm.data.examples import Examples, causal_examples, seq2seq_examples
 from keras_tfm.data.keras_hub_tokenizer import KerasHubTokenizer
+from keras_tfm.data.mapped import MappedExamples, write_examples
 from keras_tfm.data.masking import Masking
 from keras_tfm.data.packing import first_fit_decreasing, pack
 from keras_tfm.data.questions import best_answers, question_examples
@@ -18,6 +19,7 @@ __all__ = [
     "ExampleBatches",
     "Examples",
     "KerasHubTokenizer",
+    "MappedExamples",
     "Masking",
     "Rows",
     "SpanCorruption",
@@ -34,4 +36,5 @@ __all__ = [
     "seq2seq_examples",
     "token_examples",
     "train_tokenizer",
+    "write_examples",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_tfm.data.accepted import as_tokenizer
+from keras_tfm.data.mapped import MappedExamples
 from keras_tfm.data.packing import FILLS
 
 
@@ -174,13 +175,17 @@ class ExampleBatches(Batches):
         keys = examples[0].keys()
         if "token_ids" not in keys:
             raise ValueError(f"An example must have 'token_ids'; examples[0] has {sorted(keys)}.")
-        for index, example in enumerate(examples):
-            if example.keys() != keys:
-                raise ValueError(f"examples[{index}] has {sorted(example)}, where examples[0] has {sorted(keys)}.")
+        if isinstance(examples, MappedExamples):  # of which all have the same
+            lengths = examples.lengths
+        else:
+            for index, example in enumerate(examples):
+                if example.keys() != keys:
+                    raise ValueError(f"examples[{index}] has {sorted(example)}, where examples[0] has {sorted(keys)}.")
+            lengths = np.array([len(example["token_ids"]) for example in examples])
         self.examples = examples
         self.padding_side = padding_side
         self.fills = {**FILLS, "token_ids": pad_id, "decoder_token_ids": pad_id, **(fills or {})}
-        super().__init__([len(example["token_ids"]) for example in examples], batch_size, **options)
+        super().__init__(lengths, batch_size, **options)
 
     def collated(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """These rows as one batch."""

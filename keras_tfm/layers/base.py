@@ -313,6 +313,17 @@ def check_sequence(
             raise ValueError(f"positions must have shape {(batch, length)}, or 1 for the batch; got {shape}.")
 
 
+def check_places(places: Tensor | None, batch: int | None, cache: Any) -> None:
+    """Raise ValueError unless the tokens whose outputs are asked for are (batch, n) int, and no cache is beside them."""
+    if places is None:
+        return
+    if cache is not None:
+        raise ValueError("places cannot be combined with cache, of which every new token is asked.")
+    shape = static_shape(places)
+    if "int" not in str(places.dtype) or len(shape) != 2 or (None not in (shape[0], batch) and shape[0] != batch):
+        raise ValueError(f"places must be ({batch}, n) integers; got shape {shape}, {places.dtype}.")
+
+
 def check_boolean(**masks: Tensor | None) -> None:
     """Raise ValueError for a mask of floats, which other libraries add to the scores."""
     for name, mask in masks.items():

@@ -9,9 +9,10 @@ import keras
 from keras_tfm import ops as tfm_ops
 from keras_tfm.layers import position as positions_
 from keras_tfm.layers.attention import Attention
-from keras_tfm.layers.base import check_hidden, check_positive, check_sequence, pack, register, release
+from keras_tfm.layers.base import check_hidden, check_places, check_positive, check_sequence, pack, register, release
 from keras_tfm.layers.projection import project
-from keras_tfm.ops import backend, kv_cache
+from keras_tfm.ops import backend, kv_cache, masks
+from keras_tfm.ops.places import at_places, masked_as
 from keras_tfm.ops.positions import default as default_positions
 
 
@@ -51,9 +52,11 @@ class MultiHeadSelfAttention(Attention):
         positions: (batch or 1, length) int. Default: counted over real tokens, anew in each segment.
         cache: From `make_cache`; x then holds the next tokens.
         return_scores: Also return the attention weights, (batch, heads, length, keys) float32.
+        places: (batch, n) int, the tokens whose outputs are asked for; the others' are not computed. Default: all.
 
     Returns:
-        (batch, length, width); with a cache, also the updated cache; with return_scores, then the scores.
+        (batch, length, width), or of `places` (batch, n, width); with a cache, also the updated cache; with
+        return_scores, then the scores.
 
     Example:
         >>> layer = keras_tfm.layers.MultiHeadSelfAttention(num_heads=4, causal=True, position="rotary")
@@ -148,13 +151,17 @@ class MultiHeadSelfAttention(Attention):
         positions=None,
         cache=None,
         return_scores=False,
+        places=None,
         training=None,
     ):
         cache = release(cache)
         check_sequence(x, self.num_heads, padding_mask, None if cache else attention_mask, segment_ids, positions)
+        check_places(places, x.shape[0], cache)
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
-        query, (key, value) = self._queries(x), self._keys_and_values(x)
         scheme = self.position
+        asks = x if places is None else at_places(x, places)
+        # A scheme turns the queries of all tokens, for it may look at all positions; else only those asked for are made.
+        query, (key, value) = self._queries(asks if scheme is None else x), self._keys_and_values(x)
         query_positions = key_positions = None
         sees_itself = False
         if cache is not None:
@@ -170,6 +177,16 @@ class MultiHeadSelfAttention(Attention):
         if scheme is not None:
             query, key = scheme.rotate(query, key, positions)
         bias_positions = positions
+        query_segment_ids = segment_ids
+        if places is not None:
+            query = query if scheme is None else at_places(query, places)
+            positions = places if positions is None else at_places(positions, places)
+            if self.causal or self.window is not None:
+                key_positions = masks.positions(keras.ops.shape(x)[1]) if key_positions is None else key_positions
+                query_positions = at_places(key_positions, places)
+            query_segment_ids = None if segment_ids is None else at_places(segment_ids, places)
+            if attention_mask is not None:
+                attention_mask = at_places(attention_mask, places, len(attention_mask.shape) - 2)
         if cache is not None:
             cache, key, value, key_positions = kv_cache.update(
                 cache, key, value, positions, padding_mask, ring=self.window is not None
@@ -187,7 +204,7 @@ class MultiHeadSelfAttention(Attention):
             causal=self.causal,
             window=self.window,
             padding_mask=padding_mask,
-            segment_ids=segment_ids,
+            segment_ids=None if segment_ids is None else (query_segment_ids, segment_ids),
             attention_mask=attention_mask,
             bias=bias,
             query_positions=query_positions,
@@ -197,7 +214,7 @@ class MultiHeadSelfAttention(Attention):
             **self._score_options(training),
         )
         heads, scores = heads if return_scores else (heads, None)
-        return pack(self._combine_heads(heads, x), cache, scores)
+        return pack(masked_as(self._combine_heads(heads, asks), x, places), cache, scores)
 
     def _projected(self, scheme: positions_.PositionScheme, x) -> dict[str, Any]:
         """Queries and keys of a position scheme's own vectors, (count, heads, head_dim), where it has some."""
@@ -229,10 +246,12 @@ class MultiHeadSelfAttention(Attention):
         positions=None,
         cache=None,
         return_scores=False,
+        places=None,
         training=None,
     ):
         cache = release(cache)
         check_sequence(x, self.num_heads, padding_mask, None if cache else attention_mask, segment_ids, positions)
+        check_places(places, x.shape[0], cache)
         keys = x.shape[1]
         if cache is not None:
             self._check_cache(attention_mask, segment_ids)
@@ -242,5 +261,6 @@ class MultiHeadSelfAttention(Attention):
             else:
                 keys = slots
             cache = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache)
-        output, scores = self._output_specs(x, keys, return_scores)
+        asks = x if places is None else keras.KerasTensor((x.shape[0], places.shape[1], x.shape[2]), dtype=x.dtype)
+        output, scores = self._output_specs(asks, keys, return_scores)
         return pack(output, cache, scores)

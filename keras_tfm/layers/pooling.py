@@ -9,6 +9,7 @@ from keras_tfm.layers.base import Layer, check_choice, register
 from keras_tfm.ops import backend
 from keras_tfm.ops.attention import check_mask
 from keras_tfm.ops.backend import static_shape
+from keras_tfm.ops.places import at_places
 
 KINDS = ("first", "last", "mean", "max")
 
@@ -52,14 +53,23 @@ class Pooling(Layer):
         elif self.kind == "max":
             pooled = ops.max(ops.where(real[:, :, None], wide, -1e30), axis=1)
         else:
-            steps = ops.arange(ops.shape(x)[1], dtype="int32")[None, :]
-            if self.kind == "first":
-                index = ops.argmax(ops.cast(real, "int32"), axis=1)
-            else:
-                index = ops.max(ops.where(real, steps, 0), axis=1)
-            pooled = ops.take_along_axis(wide, ops.cast(index, "int32")[:, None, None], axis=1)[:, 0]
+            pooled = at_places(wide, self.place(real))[:, 0]
         pooled = ops.where(ops.any(real, axis=1, keepdims=True), pooled, 0.0)
         return ops.cast(pooled, x.dtype)
+
+    def place(self, padding_mask):
+        """Of "first" and "last", the token that is taken, (batch, 1) int32; of a row without tokens the first.
+
+        `padding_mask` is (batch, length), true = a token.
+        """
+        real = ops.cast(padding_mask, "bool")
+        if self.kind == "first":
+            index = ops.argmax(ops.cast(real, "int32"), axis=1)
+        elif self.kind == "last":
+            index = ops.max(ops.where(real, ops.arange(ops.shape(real)[1], dtype="int32")[None, :], 0), axis=1)
+        else:
+            raise ValueError(f"A pooling of kind {self.kind!r} takes no one token.")
+        return ops.cast(index, "int32")[:, None]
 
     def compute_mask(self, x, previous_mask=None):
         return None

@@ -8,6 +8,7 @@ import keras
 
 from keras_tfm.layers.mixture_of_experts import MixtureOfExperts
 from keras_tfm.ops.backend import attach_mask, implicit_mask, read
+from keras_tfm.ops.places import at_places
 
 
 class _Counting(keras.StatelessScope):
@@ -63,7 +64,8 @@ def recomputed(layer: keras.layers.Layer, x: Any, **arguments: Any) -> Any:
             step = keras.ops.cast([0, draws[id(variable)]], variable.dtype)
             variable.assign(value + step)
     if mask is not None:
-        attach_mask(y, mask)
+        places = arguments.get("places")
+        attach_mask(y, mask if places is None else at_places(mask, places))
     return y
 
 

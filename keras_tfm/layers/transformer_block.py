@@ -25,6 +25,7 @@ from keras_tfm.layers.mixture_of_experts import MixtureOfExperts
 from keras_tfm.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_tfm.layers.residual import Residual
 from keras_tfm.ops import backend
+from keras_tfm.ops.places import at_places, masked_as
 
 FEED_FORWARDS: dict[str, type] = {"feed_forward": FeedForward, "mixture_of_experts": MixtureOfExperts}
 
@@ -233,16 +234,25 @@ class TransformerBlock(Layer):
         positions=None,
         cache=None,
         return_scores=False,
+        places=None,
         training=None,
     ):
         cache = release(cache)
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
-        x, attended, cache, scores = self._attend(
-            x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training
+        asked = places if self._is_per_token() else None
+        y, attended, cache, scores = self._attend(
+            x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, asked, training
         )
-        return pack(self._feed_forward(x, attended, padding_mask, training), cache, scores)
+        y = self._feed_forward(y, attended, padding_mask, training)
+        return pack(masked_as(y if places is asked else at_places(y, places), x, places), cache, scores)
 
-    def _attend(self, x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training):
+    def _is_per_token(self) -> bool:
+        """Whether what comes after the keys and values is computed for each token by itself."""
+        return isinstance(self.attention, MultiHeadSelfAttention) and not isinstance(
+            self.feed_forward, MixtureOfExperts
+        )
+
+    def _attend(self, x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, places, training):
         """The self-attention branch. Gives the stream, what the feed-forward branch reads, cache and scores."""
         entered = self.attention_residual.enter(x)
         options = {
@@ -251,6 +261,7 @@ class TransformerBlock(Layer):
                 ("attention_mask", attention_mask),
                 ("segment_ids", segment_ids),
                 ("positions", positions),
+                ("places", places),
             )
             if value is not None
         }
@@ -263,6 +274,9 @@ class TransformerBlock(Layer):
         branch = result.pop(0)
         cache = {**cache, "attention": result.pop(0)} if cache is not None else None
         scores = result.pop(0) if return_scores else None
+        if places is not None:
+            x = at_places(x, places)
+            entered = at_places(entered, places) if self.parallel == "shared_norm" else entered
         reads = (
             entered
             if self.parallel == "shared_norm"
@@ -287,13 +301,16 @@ class TransformerBlock(Layer):
         positions=None,
         cache=None,
         return_scores=False,
+        places=None,
         training=None,
     ):
         options = {"padding_mask": padding_mask, "attention_mask": attention_mask, "segment_ids": segment_ids}
-        _, cache, scores = self._attention_specs(x, release(cache), return_scores, positions=positions, **options)
-        return pack(keras.KerasTensor(x.shape, dtype=self.compute_dtype), cache, scores)
+        output, cache, scores = self._attention_specs(
+            x, release(cache), return_scores, places, positions=positions, **options
+        )
+        return pack(keras.KerasTensor(output.shape, dtype=self.compute_dtype), cache, scores)
 
-    def _attention_specs(self, x, cache, return_scores, **options):
+    def _attention_specs(self, x, cache, return_scores, places, **options):
         """Specs of self-attention's output, of the cache and of the scores, the options checked on the way."""
         check_hidden("x", x)
         options = {name: value for name, value in options.items() if value is not None}
@@ -301,9 +318,13 @@ class TransformerBlock(Layer):
             options["cache"] = cache["attention"]
         if return_scores:
             options["return_scores"] = True
+        if places is not None and self._is_per_token():
+            options["places"] = places
         result = self.attention.compute_output_spec(x, **options)
         result = list(result) if isinstance(result, tuple) else [result]
         output = result.pop(0)
+        if places is not None:
+            output = keras.KerasTensor((x.shape[0], places.shape[1], x.shape[2]), dtype=output.dtype)
         if cache is not None:
             specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), cache)
             cache = {**specs, "attention": result.pop(0)}

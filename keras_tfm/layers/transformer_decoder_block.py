@@ -11,6 +11,7 @@ from keras_tfm.layers.multi_head_cross_attention import MultiHeadCrossAttention
 from keras_tfm.layers.transformer_block import TransformerBlock
 from keras_tfm.ops import backend
 from keras_tfm.ops.attention import check_mask
+from keras_tfm.ops.places import at_places, masked_as
 
 
 @register
@@ -33,9 +34,11 @@ class TransformerDecoderBlock(TransformerBlock):
         cache: From `make_cache`; x then holds the next tokens.
         return_scores: Also return the attention weights: (batch, heads, length, length) float32, or with cross-attention
             a dict of these ("attention") and those over the context ("cross_attention").
+        places: (batch, n) int, the tokens of x whose outputs are asked for; no more is computed than they need.
 
     Returns:
-        (batch, length, width); with a cache, also the updated cache; with return_scores, then the scores.
+        (batch, length, width), or of `places` (batch, n, width); with a cache, also the updated cache; with
+        return_scores, then the scores.
 
     Example:
         >>> block = keras_tfm.layers.TransformerDecoderBlock(num_heads=4, intermediate_dim=64, cross_attention=True)
@@ -102,17 +105,21 @@ class TransformerDecoderBlock(TransformerBlock):
         context_padding_mask=None,
         context_segment_ids=None,
         return_scores=False,
+        places=None,
         training=None,
     ):
         cache = release(cache)
         self._check_context(context, cache, context_padding_mask, segment_ids, context_segment_ids)
+        asked = places if self._is_per_token() else None
         padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
-        x, reads, cache, scores = self._attend(
-            x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, training
+        y, reads, cache, scores = self._attend(
+            x, padding_mask, attention_mask, segment_ids, positions, cache, return_scores, asked, training
         )
+        if asked is not None and segment_ids is not None:
+            segment_ids = at_places(segment_ids, asked)
         if self.cross_attention is not None:
             result = self.cross_attention(
-                self.cross_attention_residual.enter(x),
+                self.cross_attention_residual.enter(y),
                 context,
                 context_padding_mask=context_padding_mask,
                 segment_ids=segment_ids,
@@ -124,8 +131,9 @@ class TransformerDecoderBlock(TransformerBlock):
             if return_scores:
                 result, cross_scores = result
                 scores = {"attention": scores, "cross_attention": cross_scores}
-            x = self.cross_attention_residual.leave(x, result, training=training)
-        return pack(self._feed_forward(x, reads, padding_mask, training), cache, scores)
+            y = self.cross_attention_residual.leave(y, result, training=training)
+        y = self._feed_forward(y, reads, padding_mask, training)
+        return pack(masked_as(y if places is asked else at_places(y, places), x, places), cache, scores)
 
     def _check_context(self, context, cache, context_padding_mask, segment_ids, context_segment_ids) -> None:
         if self.cross_attention is None and not (context is None and context_padding_mask is None):
@@ -151,12 +159,13 @@ class TransformerDecoderBlock(TransformerBlock):
         context_padding_mask=None,
         context_segment_ids=None,
         return_scores=False,
+        places=None,
         training=None,
     ):
         cache = release(cache)
         self._check_context(context, cache, context_padding_mask, segment_ids, context_segment_ids)
         options = {"padding_mask": padding_mask, "attention_mask": attention_mask, "segment_ids": segment_ids}
-        output, cache, scores = self._attention_specs(x, cache, return_scores, positions=positions, **options)
+        output, cache, scores = self._attention_specs(x, cache, return_scores, places, positions=positions, **options)
         if self.cross_attention is not None and context is not None:
             check_boolean(context_padding_mask=context_padding_mask)
             check_mask("context_padding_mask", context_padding_mask, [tuple(context.shape[:2])])

@@ -19,9 +19,10 @@ class TransformerEncoderBlock(TransformerBlock):
         segment_ids: (batch, length) int; packing: attention stays within equal ids.
         positions: (batch or 1, length) int. Default: counted over real tokens, anew in each segment.
         return_scores: Also return the attention weights, (batch, heads, length, length) float32.
+        places: (batch, n) int, the tokens whose outputs are asked for; no more is computed than they need.
 
     Returns:
-        (batch, length, width); with return_scores, also the scores.
+        (batch, length, width), or of `places` (batch, n, width); with return_scores, also the scores.
 
     Example:
         >>> block = keras_tfm.layers.TransformerEncoderBlock(num_heads=4, intermediate_dim=64, dropout=0.1)

@@ -15,6 +15,7 @@ from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
 from keras_tfm.models.raw_data import is_words
 from keras_tfm.models.task import Task
+from keras_tfm.ops.backend import is_symbolic
 
 
 def sequence_output(hidden: Any) -> Any:
@@ -82,6 +83,40 @@ class Classifier(Task):
     def _head_parts(self, backbone, dtype):
         pool = None if self.pooling == "pooler" else Pooling(self.pooling, name="pooling", dtype=dtype)
         return {"pool": pool, "head": _head(backbone, self.num_classes, self.dropout, self.head_options, dtype)}
+
+    def compute(self, inputs, training=None):
+        places, real = self._read_places(inputs)
+        if places is None:
+            return super().compute(inputs, training)
+        given = {name: inputs[name] for name in self.backbone._input_keys}
+        pooled = self.backbone.states_at(given, places, training)
+        if inputs.get("segment_starts") is None:
+            pooled = pooled[:, 0]
+        if real is not None:  # a row without tokens gives zeros, as `Pooling` has it
+            pooled = ops.where(ops.any(real, axis=1, keepdims=True), pooled, 0.0)
+        return self.head(pooled if self.pool is not None else self.backbone.pooler(pooled), training=training)
+
+    def _read_places(self, inputs):
+        """The tokens that the head reads, (batch, n) int, and which of a row are real (None: all, or not looked at).
+
+        (None, None) where it reads all of them; in the functional graph, which says what the model is, where a call
+        computes no more of the last block than is read; and where a subclass stands in between.
+        """
+        first = inputs[self._input_keys[0]]
+        kind = {"pooler": "first"}.get(self.pooling, self.pooling)
+        own = type(self)._apply_head is Classifier._apply_head and type(self.backbone).compute is Backbone.compute
+        if is_symbolic(first) or not own or kind not in (("first", "last") if self.reads == "tokens" else ("first",)):
+            return None, None
+        if inputs.get("segment_starts") is not None:
+            return (None, None) if kind == "last" else (inputs["segment_starts"], None)
+        real = inputs.get("padding_mask")
+        if real is None and self.reads == "tokens":
+            real = self.backbone.token_embedding.compute_mask(first)
+        if real is not None:
+            real = ops.cast(real, "bool")
+            return Pooling(kind).place(real), real
+        at = 0 if kind == "first" else ops.shape(first)[1] - 1
+        return ops.full((ops.shape(first)[0], 1), at, dtype="int32"), None
 
     def _apply_head(self, hidden, inputs, training):
         if inputs.get("segment_starts") is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tfm.data import Examples, pack
+from keras_tfm.data import Examples, MappedExamples, pack
 from keras_tfm.data.tokenizer import BaseTokenizer
 from keras_tfm.models.named_inputs import STRINGS, holds_strings
 
@@ -25,6 +25,11 @@ def is_text(x: Any) -> bool:
     return isinstance(first, str) or (
         isinstance(first, (tuple, list)) and len(first) == 2 and all(isinstance(part, str) for part in first)
     )
+
+
+def is_examples(x: Any) -> bool:
+    """Whether x are rows that have been made into examples."""
+    return isinstance(x, (Examples, MappedExamples))
 
 
 def is_words(x: Any) -> bool:
@@ -48,7 +53,7 @@ def check_data(x: Any) -> None:
 def split_rows(share: float, rows: Any, *others: Any) -> tuple[tuple, tuple]:
     """Rows and what goes with them (labels, weights, or None) without the last `share` of them, and these."""
     cut = int(len(rows) * (1 - share))
-    parts = [part if part is None or isinstance(part, Examples) else list(part) for part in (rows, *others)]
+    parts = [part if part is None or is_examples(part) else list(part) for part in (rows, *others)]
     return tuple(part and part[:cut] for part in parts), tuple(part and part[cut:] for part in parts)
 
 
@@ -71,7 +76,7 @@ def text_examples(
     return found
 
 
-def packed_examples(examples: Examples, length: int, pad_id: int) -> Examples:
+def packed_examples(examples: Examples | MappedExamples, length: int, pad_id: int) -> Examples:
     """Examples packed into rows of `length`, each row an example of its own, as `pack` fills them."""
     arrays = pack(examples, length, pad_id=pad_id)
     if "starts" in arrays:

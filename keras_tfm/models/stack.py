@@ -18,8 +18,10 @@ from keras_tfm.layers import norm as norms
 from keras_tfm.layers import position as positions_
 from keras_tfm.layers.base import argument_names, clone_initializer
 from keras_tfm.layers.recompute import recomputed
+from keras_tfm.layers.transformer_block import TransformerBlock
 from keras_tfm.ops import kv_cache
 from keras_tfm.ops.backend import is_symbolic
+from keras_tfm.ops.places import at_places
 
 # Position schemes of which all blocks use the same one, its table included (T5, DeBERTa), and its name.
 SHARED_POSITIONS = {"relative": "relative_position_bias", "disentangled": "disentangled_bias"}
@@ -146,9 +148,13 @@ class Stack:
         context_segment_ids: Any = None,
         cache: list | None = None,
         return_scores: bool = False,
+        places: Any = None,
         training: bool | None = None,
     ) -> tuple[Any, list | None, list | None]:
-        """Embedded tokens, (batch, length, hidden_dim), to hidden states, the updated cache, and scores by block."""
+        """Embedded tokens, (batch, length, hidden_dim), to hidden states, the updated cache, and scores by block.
+
+        With `places`, (batch, n) int, to the states of these tokens alone.
+        """
         if cache is not None and positions is None:
             positions = kv_cache.next_positions(cache[0]["attention"], padding_mask, keras.ops.shape(x)[1])
         if self.position_embedding is not None:
@@ -179,6 +185,8 @@ class Stack:
                 options["cache"] = cache[index]
             if return_scores:
                 options["return_scores"] = True
+            if places is not None and index == len(self.blocks) - 1 and _answers_some(block):
+                options["places"], places = places, None
             if self.recompute and training and cache is None and not return_scores and not is_symbolic(x):
                 result = recomputed(block, x, training=training, **options)
             else:
@@ -190,6 +198,8 @@ class Stack:
                 scores += extras
             else:
                 x = result
+        if places is not None:
+            x = at_places(x, places)
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x, (updated if cache is not None else None), (scores if return_scores else None)
@@ -200,6 +210,11 @@ class Stack:
         """An empty cache for every block."""
         extra = {"context": context} if context is not None else {}
         return [block.make_cache(batch, capacity, dtype, spare, **extra) for block in self.blocks]
+
+
+def _answers_some(block: Any) -> bool:
+    """Whether a block computes some tokens' outputs alone: not where it is wrapped, or has a loss over all tokens."""
+    return isinstance(block, TransformerBlock) and not getattr(block.feed_forward, "balance_loss", 0.0)
 
 
 def _cross_attention(config: TransformerConfig, index: int) -> Any:

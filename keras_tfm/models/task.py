@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,21 @@ import keras
 import numpy as np
 
 from keras_tfm.config import TransformerConfig
-from keras_tfm.data import ExampleBatches, Examples, TextBatches, accepted
-from keras_tfm.data.tokenizer import BaseTokenizer
+from keras_tfm.data import accepted
 from keras_tfm.layers.base import argument_names, check_names
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.named_inputs import NamedInputsModel
 from keras_tfm.models.objectives import TokenCrossentropy
 from keras_tfm.models.pretrained import Pretrained
-from keras_tfm.models.raw_data import check_data, is_text, packed_examples, split_rows, text_examples
-from keras_tfm.models.text_dataset import TextDataset
-from keras_tfm.ops import backend, clipping, fused_adam, token_accumulation
+from keras_tfm.models.raw_data import check_data, is_examples, is_text, split_rows
+from keras_tfm.models.raw_rows import RawRows
+from keras_tfm.models.text_dataset import TextDataset, is_grain, opened
+from keras_tfm.ops import clipping, fused_adam, token_accumulation
 
 STEPS = ("train_step", "test_step", "compute_loss")  # where a subclass may do without labels
 
 
-class Task(Pretrained, NamedInputsModel):
+class Task(RawRows, Pretrained, NamedInputsModel):
     """A backbone with a head. Subclasses make the head in `_head_parts` and apply it in `_apply_head`.
 
     Args:
@@ -191,6 +190,8 @@ class Task(Pretrained, NamedInputsModel):
         else:
             y = self._array_labels(x, y)
             self._check_labelled("fit", x, y)
+            shuffle = shuffle and not is_grain(x)
+            x = opened(x)
         if isinstance(validation_data, (tuple, list)):
             held_out, labels, *weights = (*validation_data, None) if len(validation_data) == 1 else validation_data
             if self._is_raw(held_out):
@@ -198,8 +199,9 @@ class Task(Pretrained, NamedInputsModel):
                 validation_data = self.dataset(held_out, labels, batch_size=rows, sample_weight=weight)
             else:
                 validation_data = (held_out, self._array_labels(held_out, labels), *weights)
-        if isinstance(validation_data, TextDataset):
-            validation_data = validation_data.for_fit()
+        validation_data = (
+            validation_data.for_fit() if isinstance(validation_data, TextDataset) else opened(validation_data)
+        )
         self._given_to_fit = given
         try:
             return super().fit(
@@ -229,6 +231,7 @@ class Task(Pretrained, NamedInputsModel):
         else:
             y = self._array_labels(x, y)
             self._check_labelled("evaluate", x, y)
+            x = opened(x)
         return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
 
     def predict(self, x, batch_size=None, **options):
@@ -238,7 +241,7 @@ class Task(Pretrained, NamedInputsModel):
         """
         check_data(x)
         if self._is_raw(x):
-            x = x if isinstance(x, Examples) else [x] if isinstance(x, str) else list(x)
+            x = x if is_examples(x) else [x] if isinstance(x, str) else list(x)
             x = self.dataset(x, batch_size=batch_size or 32)
         if not isinstance(x, TextDataset):
             return super().predict(x, batch_size=batch_size, **options)
@@ -246,97 +249,6 @@ class Task(Pretrained, NamedInputsModel):
         parts = [super(Task, self).predict_on_batch(data[index][0]) for index in range(len(data))]
         back = np.argsort(data.batches.order)
         return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
-
-    def dataset(
-        self,
-        texts,
-        labels=None,
-        *,
-        batch_size: int = 32,
-        shuffle: bool = False,
-        max_length: int | None = None,
-        pack: int | None = None,
-        sample_weight=None,
-        seed: int | None = None,
-    ) -> TextDataset:
-        """Raw rows as a Keras dataset for `fit`, `evaluate` and `predict`: tokenized, grouped by length, shuffled.
-
-        Args:
-            texts: Strings, or pairs of strings, or `keras_tfm.data.Examples`; what else a task takes, it says.
-            labels: (rows, ...) or None.
-            batch_size: Rows a batch.
-            shuffle: Another order each epoch.
-            max_length: Longest row in tokens. Default: the tokenizer's and the model's limit.
-            pack: Length of rows that hold several texts each, as segments that do not see each other
-                (`keras_tfm.data.pack`); such a dataset is for `fit` and `evaluate`.
-            sample_weight: (rows,) or None.
-            seed: Of the shuffling. Default: drawn, so that `keras.utils.set_random_seed` governs it.
-        """
-        # A compiled step is compiled once a shape: XLA gets few of them, the others the exact length.
-        multiple = 16 if backend.NAME == "jax" or getattr(self, "jit_compile", False) else 1
-        options: dict[str, Any] = {
-            "shuffle": shuffle,
-            "length_multiple": multiple,
-            "seed": random.randrange(2**31) if seed is None else seed,
-        }
-        limit = self._longest(max_length)
-        examples: Examples | None
-        if isinstance(texts, Examples):
-            examples = texts
-        else:
-            texts = list(texts)
-            examples = self._examples(texts, labels, limit)
-            if examples is not None:
-                labels = None
-            elif pack is not None:
-                examples = text_examples(self._require_tokenizer(), texts, self._check_labels(labels), limit)
-                labels = None
-        if examples is None or "labels" not in examples[0]:
-            options["transform"] = self._transform()
-        if examples is None:
-            batches: Any = TextBatches(texts, self._require_tokenizer(), batch_size, max_length=limit, **options)
-            return TextDataset(batches, self._input_keys, self._check_labels(labels), sample_weight, self._text_labels)
-        pad_id = 0 if self.tokenizer is None else self.tokenizer.special_id("pad") or 0
-        if pack is not None:
-            if sample_weight is not None:
-                raise ValueError("sample_weight is of rows, of which pack puts several into one; give one of them.")
-            examples, limit = packed_examples(examples, pack, pad_id), pack
-        side = "right" if self.tokenizer is None else self.tokenizer.padding_side
-        options |= {"max_length": limit, "pad_id": pad_id, "padding_side": side}
-        batches = ExampleBatches(examples, batch_size, **options)
-        return TextDataset(batches, self._input_keys, labels, sample_weight, self._example_labels)
-
-    def _is_raw(self, x: Any) -> bool:
-        """Whether x is for `dataset` to make batches of."""
-        return isinstance(x, Examples) or is_text(x)
-
-    def _examples(self, rows: list, labels: Any, max_length: int | None) -> Examples | None:
-        """Raw rows and labels as examples, by tasks whose labels follow the tokens; None where texts are batched."""
-        return None
-
-    def _example_labels(self, batch: dict[str, Any], labels: Any) -> Any:
-        """What the loss takes, of a batch of examples."""
-        if self._text_labels is not None and "labels" not in batch:
-            return self._text_labels(batch, labels)
-        return batch.get("labels", batch.get("label", labels))
-
-    def _transform(self) -> Any:
-        """What is done to each batch at random, such as masking."""
-        return None
-
-    def _longest(self, max_length: int | None = None) -> int | None:
-        """The longest row of tokens that the caller, the tokenizer and the model allow."""
-        own = None if self.tokenizer is None else self.tokenizer.max_length
-        limits = (max_length, own, self.backbone.config.max_sequence_length)
-        return min((limit for limit in limits if limit is not None), default=None)
-
-    def _require_tokenizer(self) -> BaseTokenizer:
-        if self.tokenizer is None:
-            raise ValueError(
-                f"{self.name} has no tokenizer, so it takes token ids, not strings. Give it one: "
-                f"{type(self).__name__}(..., tokenizer=...)."
-            )
-        return self.tokenizer
 
     def _check_labelled(self, method: str, x: Any, y: Any = None) -> None:
         """Raise ValueError where there is a loss to compute and nothing to compute it from."""
@@ -356,16 +268,11 @@ class Task(Pretrained, NamedInputsModel):
                 f"{type(self).__name__}.{method} needs labels: {method}(x, y), or a dataset of pairs (x, y)."
             )
 
-    def _check_labels(self, labels: Any) -> Any:
-        """Labels of raw strings, checked."""
-        return labels
-
     def _array_labels(self, x: Any, y: Any) -> Any:
         """Labels for array inputs, where a task can make them itself."""
         return y
 
     _given_to_fit: TextDataset | None = None  # while `fit` runs, for callbacks that count tokens
-    _text_labels: Any = None  # (batch, labels) -> labels, where a task makes them from the tokens
 
     # Saving -----------------------------------------------------------------------------------------------------------
 

@@ -56,23 +56,45 @@ class TextDataset(keras.utils.PyDataset):
         return (x, y) if self.sample_weight is None else (x, y, self.sample_weight[rows])
 
     def for_fit(self) -> Any:
-        """What to hand to Keras: this, or on TensorFlow the same as `tf.data` with lengths left open.
+        """What to hand to Keras: this, or on TensorFlow the same as `tf.data`."""
+        return self.to_tf_data() if NAME == "tensorflow" else self
 
-        Keras would read the lengths off the first two batches and fail at the first of another length.
-        """
-        if NAME != "tensorflow":
-            return self
-        import tensorflow as tf
+    def to_tf_data(self) -> Any:
+        """The same batches as a `tf.data.Dataset`, each time it is iterated over those of the next epoch."""
 
         def epoch():
             for index in range(len(self)):
                 yield self[index]
             self.on_epoch_end()
 
-        signature = keras.tree.map_structure(lambda x: tf.TensorSpec([None] * np.ndim(x), x.dtype), self[0])
-        data = tf.data.Dataset.from_generator(epoch, output_signature=signature)
-        return data.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2)
+        return _tf_data(epoch, self[0], len(self))
 
     def on_epoch_end(self):
         if self.batches.shuffle:
             self.batches.next_epoch()
+
+
+def is_grain(x: Any) -> bool:
+    """Whether x is one of grain's data sets, which has an order of its own."""
+    return any(base.__module__.partition(".")[0] == "grain" for base in type(x).__mro__)
+
+
+def opened(x: Any) -> Any:
+    """What `fit` is given, or on TensorFlow, for batches of grain, the same as `tf.data`."""
+    if NAME != "tensorflow" or not is_grain(x):
+        return x
+    return _tf_data(lambda: iter(x), next(iter(x)), len(x) if hasattr(x, "__len__") else None)
+
+
+def _tf_data(epoch: Callable, first: Any, count: int | None) -> Any:
+    """`tf.data` of batches like the first, with lengths left open.
+
+    Keras would read the lengths off the first two batches and fail at the first of another length.
+    """
+    import tensorflow as tf
+
+    signature = keras.tree.map_structure(lambda x: tf.TensorSpec([None] * np.ndim(x), np.asarray(x).dtype), first)
+    data = tf.data.Dataset.from_generator(epoch, output_signature=signature)
+    if count is not None:
+        data = data.apply(tf.data.experimental.assert_cardinality(count))
+    return data.prefetch(2)

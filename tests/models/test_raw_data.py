@@ -172,7 +172,7 @@ def test_examples_and_packed_arrays_as_they_are():
 
 def test_no_row_is_padded_beyond_the_models_positions(monkeypatch):
     """Lengths are rounded up to few for XLA, but to no more than there are positions or packed tokens."""
-    monkeypatch.setattr("keras_tfm.models.task.backend.NAME", "jax")
+    monkeypatch.setattr("keras_tfm.models.raw_rows.backend.NAME", "jax")
     words = [["soup"] * 40, ["beans"] * 3]
     tagger = tfm.TokenClassifier(encoder(pooler=False, max_sequence_length=20), 2, tokenizer=TOKENIZER)
     assert tagger.dataset(words, [[0] * 40, [1] * 3])[0][0]["token_ids"].shape == (2, 20)
