@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.finetune_rates import minilm, table_rows
 from benchmarks.measure import save
 
-LENGTHS = (64, 128, 256, 512)  # of a row, in tokens
+LENGTHS = (128, 256, 512)  # of a row, in tokens
 
 
 def measure(rounds: int) -> list[dict]:

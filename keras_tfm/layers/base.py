@@ -251,8 +251,12 @@ def derived_seed(seed: int | None, part: str) -> int | None:
 
 def logical_axes(variable: Any, *axes: str | None) -> None:
     """State what each dimension of a weight means ("vocab", "embed", "heads", …), for layouts to go by."""
-    if variable is not None:
-        variable.logical_axes = axes
+    if variable is None:
+        return
+    variable.logical_axes = axes
+    place = getattr(keras.distribution.distribution(), "place", None)  # of keras_tfm.distribution.Layouts
+    if place is not None:
+        place(variable)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from keras_tfm.config import TransformerConfig
 from keras_tfm.data import accepted
+from keras_tfm.distribution import check_placed
+from keras_tfm.distribution.sharing import check_rows, filled_up, shares
 from keras_tfm.layers.base import argument_names, check_names
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.named_inputs import NamedInputsModel
@@ -174,6 +176,7 @@ class Task(RawRows, Pretrained, NamedInputsModel):
     ):
         """As `keras.Model.fit`; also on raw rows, as `dataset` takes them. Compiles if need be."""
         check_data(x)
+        check_placed(self)
         if not self.compiled:
             self.compile()
         rows = batch_size or 32
@@ -186,11 +189,12 @@ class Task(RawRows, Pretrained, NamedInputsModel):
         given = x if isinstance(x, TextDataset) else None
         if given is not None:
             self._check_labelled("fit", given)
-            x, batch_size, shuffle = given.for_fit(), None, False  # it shuffles itself
+            x, batch_size, shuffle = given.for_fit(self.loss), None, False  # it shuffles itself
         else:
             y = self._array_labels(x, y)
             self._check_labelled("fit", x, y)
             shuffle = shuffle and not is_grain(x)
+            _check_shared(x, rows, validation_split)
             x = opened(x)
         if isinstance(validation_data, (tuple, list)):
             held_out, labels, *weights = (*validation_data, None) if len(validation_data) == 1 else validation_data
@@ -200,7 +204,7 @@ class Task(RawRows, Pretrained, NamedInputsModel):
             else:
                 validation_data = (held_out, self._array_labels(held_out, labels), *weights)
         validation_data = (
-            validation_data.for_fit() if isinstance(validation_data, TextDataset) else opened(validation_data)
+            validation_data.for_fit(self.loss) if isinstance(validation_data, TextDataset) else opened(validation_data)
         )
         self._given_to_fit = given
         try:
@@ -227,10 +231,11 @@ class Task(RawRows, Pretrained, NamedInputsModel):
             y = sample_weight = None
         if isinstance(x, TextDataset):
             self._check_labelled("evaluate", x)
-            x, batch_size = x.for_fit(), None
+            x, batch_size = x.for_fit(self.loss), None
         else:
             y = self._array_labels(x, y)
             self._check_labelled("evaluate", x, y)
+            _check_shared(x, batch_size or 32)
             x = opened(x)
         return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
 
@@ -246,9 +251,15 @@ class Task(RawRows, Pretrained, NamedInputsModel):
         if not isinstance(x, TextDataset):
             return super().predict(x, batch_size=batch_size, **options)
         data = x
-        parts = [super(Task, self).predict_on_batch(data[index][0]) for index in range(len(data))]
+        parts = [self._predicted(data[index][0]) for index in range(len(data))]
         back = np.argsort(data.batches.order)
         return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
+
+    def _predicted(self, x: dict[str, np.ndarray]) -> Any:
+        """Outputs of a batch, which devices share where there are several."""
+        rows = len(next(iter(x.values())))
+        outputs = super().predict_on_batch(filled_up((x,), shares())[0])
+        return keras.tree.map_structure(lambda output: output[:rows], outputs)
 
     def _check_labelled(self, method: str, x: Any, y: Any = None) -> None:
         """Raise ValueError where there is a loss to compute and nothing to compute it from."""
@@ -290,6 +301,14 @@ class Task(RawRows, Pretrained, NamedInputsModel):
         if config.get("tokenizer") is not None:
             config["tokenizer"] = accepted.from_json(config["tokenizer"])
         return super().from_config(config)
+
+
+def _check_shared(x: Any, batch_size: int, validation_split: float = 0.0) -> None:
+    """Raise ValueError for arrays whose batches the devices of a distribution cannot share."""
+    arrays = keras.tree.flatten(x) if isinstance(x, (dict, list, tuple, np.ndarray)) else []
+    if shares() > 1 and arrays and all(hasattr(array, "shape") for array in arrays):
+        rows = len(arrays[0])
+        check_rows(int(rows * (1 - validation_split)), batch_size)
 
 
 def _join(parts: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 
 from keras_tfm.data import TextBatches
+from keras_tfm.distribution.sharing import check_rows, filled_up, shares
+from keras_tfm.models.objectives import TokenCrossentropy
 from keras_tfm.ops.backend import NAME
 
 
@@ -55,8 +57,16 @@ class TextDataset(keras.utils.PyDataset):
             return (x,)
         return (x, y) if self.sample_weight is None else (x, y, self.sample_weight[rows])
 
-    def for_fit(self) -> Any:
-        """What to hand to Keras: this, or on TensorFlow the same as `tf.data`."""
+    def for_fit(self, loss: Any = None) -> Any:
+        """What to hand to Keras: this, or on TensorFlow the same as `tf.data`; batches that devices can share.
+
+        Raises:
+            ValueError: for a batch that they cannot, unless the loss leaves labels of -100 out.
+        """
+        if (parts := shares()) > 1:
+            rows = len(self.batches.lengths)
+            check_rows(rows - rows % parts if isinstance(loss, TokenCrossentropy) else rows, self.batches.batch_size)
+            return SharedDataset(self, parts)
         return self.to_tf_data() if NAME == "tensorflow" else self
 
     def to_tf_data(self) -> Any:
@@ -72,6 +82,23 @@ class TextDataset(keras.utils.PyDataset):
     def on_epoch_end(self):
         if self.batches.shuffle:
             self.batches.next_epoch()
+
+
+class SharedDataset(keras.utils.PyDataset):
+    """Another dataset's batches, filled up so that so many devices can share them."""
+
+    def __init__(self, dataset: TextDataset, parts: int):
+        super().__init__()
+        self.dataset, self.parts = dataset, parts
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return filled_up(self.dataset[index], self.parts)
+
+    def on_epoch_end(self):
+        self.dataset.on_epoch_end()
 
 
 def is_grain(x: Any) -> bool:
