@@ -35,8 +35,9 @@ def mesh(devices: Any = None, **axes: int) -> Any:
         A `keras.distribution.DeviceMesh`.
 
     Raises:
-        ValueError: for sizes that do not make up the number of devices.
+        ValueError: for sizes that do not make up the number of devices, and on other backends than JAX.
     """
+    _check_backend()
     found = list(keras.distribution.list_devices() if devices is None else devices)
     sizes = dict(axes or {"data": -1})
     for name, size in sizes.items():
@@ -93,11 +94,7 @@ class Layouts(keras.distribution.ModelParallel):
         batch_axis: str = "data",
         auto_shard_dataset: bool = True,
     ):
-        if NAME != "jax":
-            raise ValueError(
-                f"keras.distribution lays out weights on JAX alone; this is {NAME}. Set KERAS_BACKEND=jax, or use "
-                "tf.distribute.MirroredStrategy on TensorFlow and torch's DistributedDataParallel on torch."
-            )
+        _check_backend()
         if not isinstance(mesh, keras.distribution.DeviceMesh):
             raise ValueError(f"mesh must be a keras.distribution.DeviceMesh, from distribution.mesh; got {mesh!r}.")
         self.rules = dict(rules or {})
@@ -218,6 +215,14 @@ def fsdp(mesh: Any = None, **options: Any) -> Layouts:
         options: As of `Layouts`.
     """
     return Layouts(_mesh(mesh, data=-1), **{"rest": "data", **options})
+
+
+def _check_backend() -> None:
+    if NAME != "jax":
+        raise ValueError(
+            f"keras.distribution lays out weights on JAX alone; this is {NAME}. Set KERAS_BACKEND=jax, or use "
+            "tf.distribute.MirroredStrategy on TensorFlow and DistributedDataParallel on torch."
+        )
 
 
 def _mesh(given: Any, **axes: int) -> Any:
