@@ -20,13 +20,14 @@ from keras_tfm.models.objectives import TokenCrossentropy
 from keras_tfm.models.pretrained import Pretrained
 from keras_tfm.models.raw_data import check_data, is_examples, is_text, split_rows
 from keras_tfm.models.raw_rows import RawRows
+from keras_tfm.models.recompiled import Recompiled
 from keras_tfm.models.text_dataset import TextDataset, is_grain, opened
 from keras_tfm.ops import clipping, fused_adam, token_accumulation
 
 STEPS = ("train_step", "test_step", "compute_loss")  # where a subclass may do without labels
 
 
-class Task(RawRows, Pretrained, NamedInputsModel):
+class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
     """A backbone with a head. Subclasses make the head in `_head_parts` and apply it in `_apply_head`.
 
     Args:
@@ -157,10 +158,6 @@ class Task(RawRows, Pretrained, NamedInputsModel):
         _, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         with token_accumulation.of(self.optimizer, self.loss.total_weight(labels, weights)):
             return super().train_step(*args, **kwargs)
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,

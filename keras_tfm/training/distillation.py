@@ -14,13 +14,14 @@ from keras_tfm.models.classifiers import TokenClassifier
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from keras_tfm.models.objectives import LinearCrossentropy, mean_of, weighted
 from keras_tfm.models.raw_data import check_data, is_words, split_rows
+from keras_tfm.models.recompiled import Recompiled
 from keras_tfm.models.text_dataset import TextDataset
 from keras_tfm.ops import token_accumulation
 from keras_tfm.training.student_teacher import BlockStates, check_pair, layer_pairs
 
 
 @register
-class Distiller(keras.Model):
+class Distiller(Recompiled, keras.Model):
     """A student that learns from a teacher's probabilities (Hinton et al. 2015), and its states (Sanh et al. 2019).
 
     The loss is hard · L + (1 - hard) · T² · KL(teacher ‖ student) + hidden · (1 - cos): L is the student's own, with
@@ -178,10 +179,6 @@ class Distiller(keras.Model):
         metrics = student._default_metrics() if isinstance(metrics, str) and metrics == "auto" else metrics
         student.compile(optimizer, loss, metrics=metrics, **options)
         super().compile(optimizer=student.optimizer, loss=loss, metrics=metrics, **options)
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def train_step(self, *args, **kwargs):
         if not self.student._weighs:

@@ -223,6 +223,31 @@ def test_every_task_trains_saves_and_reloads(name, tmp_path):
     again.fit(x, y, verbose=0)  # goes on training where the other stopped
 
 
+@pytest.mark.parametrize("how", ["default", "names", "variables", "both"])
+def test_what_is_not_decayed_is_not_after_reloading(how, tmp_path):
+    """Keras's optimizers forget it in their config."""
+    model = tfm.TextClassifier(tfm.models.bert(**TINY, dropout=0.0), num_classes=2)
+    optimizer = None
+    if how != "default":
+        optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.5)
+        listed = model.head.weights[:1] if how != "names" else None
+        optimizer.exclude_from_weight_decay(listed, ["gamma", "bias"] if how != "variables" else None)
+    model.compile(optimizer)
+    x, y = np.ones((2, 4), "int32"), np.array([0, 1])
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    decayed = [
+        {variable.path for variable in m.trainable_variables if m.optimizer._use_weight_decay(variable)}
+        for m in (model, again)
+    ]
+    assert decayed[0] == decayed[1]
+    assert 0 < len(decayed[0]) < len(model.trainable_variables)
+    for each in (model, again):  # and they go on alike
+        each.fit(x, y, verbose=0)
+    assert_close([v.value for v in again.trainable_variables], [v.value for v in model.trainable_variables], 1e-5)
+
+
 def test_a_reloaded_classifier_still_reads_strings(tmp_path):
     model = classifier(labels=["bad", "good"])
     model.save(tmp_path / "model.keras")
