@@ -43,7 +43,9 @@ def _load(args: argparse.Namespace) -> Any:
         options = {"dtype": args.dtype, "revision": args.revision}
         model = keras_tfm.from_pretrained(args.source, **{name: v for name, v in options.items() if v is not None})
     if not isinstance(model, Generative):
-        raise ValueError(f"{args.source} holds {type(model).__name__}, which writes no text; CausalLM and Seq2SeqLM do.")
+        raise ValueError(
+            f"{args.source} holds {type(model).__name__}, which writes no text; CausalLM and Seq2SeqLM do."
+        )
     return model
 
 
