@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -138,8 +139,7 @@ def write_examples(
         raise FileExistsError(f"{directory} is there already; open it by MappedExamples, or remove it.")
     if at_once < 1:
         raise ValueError(f"at_once must be at least 1; got {at_once}.")
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}.partial")  # no other run's, and nobody's
     partial.mkdir(parents=True)
     try:
         with _Writer(partial) as writer:

@@ -206,9 +206,10 @@ def tensor_parallel(mesh: Any = None, rules: Mapping[str, str] | None = None, **
 
 
 def fsdp(mesh: Any = None, **options: Any) -> Layouts:
-    """Each device has a part of every weight, gathered where it is used, and a part of each batch (Rajbhandari et al.
+    """Each device has a part of every weight, gathered where it is used, and a part of each batch.
 
-    2020, ZeRO, stage 3). A weight is split along its largest dimension that the devices divide; small ones are kept whole.
+    A weight is split along its largest dimension that the devices divide; small ones are kept whole (Rajbhandari et al.
+    2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models, stage 3).
 
     Args:
         mesh: From `mesh`, with an axis "data". Default: all devices.

@@ -19,8 +19,11 @@ def shares() -> int:
     return int(mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
 
 
-def check_rows(rows: int, batch_size: int) -> None:
-    """Raise ValueError unless the devices can share every batch of so many rows, the last one included."""
+def check_rows(rows: int, batch_size: int, remedy: str = "") -> None:
+    """Raise ValueError unless the devices can share every batch of so many rows, the last one included.
+
+    `remedy` is what can be done beside giving fewer rows.
+    """
     parts = shares()
     if batch_size % parts:
         near = sorted({max(batch_size // parts, 1) * parts, (batch_size // parts + 1) * parts})
@@ -31,8 +34,7 @@ def check_rows(rows: int, batch_size: int) -> None:
     if rows % batch_size % parts:
         raise ValueError(
             f"The last batch of {rows} rows has {rows % batch_size}, which {parts} devices cannot share: give "
-            f"{rows - rows % parts} rows, or raw rows (strings, or examples), whose last batch is filled up with rows "
-            "that count for nothing."
+            f"{rows - rows % parts} rows{remedy}."
         )
 
 

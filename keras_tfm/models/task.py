@@ -199,6 +199,7 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
                 weight = weights[0] if weights else None
                 validation_data = self.dataset(held_out, labels, batch_size=rows, sample_weight=weight)
             else:
+                _check_shared(held_out, options.get("validation_batch_size") or rows)
                 validation_data = (held_out, self._array_labels(held_out, labels), *weights)
         validation_data = (
             validation_data.for_fit(self.loss) if isinstance(validation_data, TextDataset) else opened(validation_data)
@@ -305,7 +306,8 @@ def _check_shared(x: Any, batch_size: int, validation_split: float = 0.0) -> Non
     arrays = keras.tree.flatten(x) if isinstance(x, (dict, list, tuple, np.ndarray)) else []
     if shares() > 1 and arrays and all(hasattr(array, "shape") for array in arrays):
         rows = len(arrays[0])
-        check_rows(int(rows * (1 - validation_split)), batch_size)
+        remedy = ", or raw rows (strings, or examples), whose last batch is filled up with rows that count for nothing"
+        check_rows(int(rows * (1 - validation_split)), batch_size, remedy)
 
 
 def _join(parts: tuple[np.ndarray, ...]) -> np.ndarray:

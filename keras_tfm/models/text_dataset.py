@@ -65,7 +65,8 @@ class TextDataset(keras.utils.PyDataset):
         """
         if (parts := shares()) > 1:
             rows = len(self.batches.lengths)
-            check_rows(rows - rows % parts if isinstance(loss, TokenCrossentropy) else rows, self.batches.batch_size)
+            whole = rows - rows % parts if isinstance(loss, TokenCrossentropy) else rows
+            check_rows(whole, self.batches.batch_size, ", or compile with a loss that leaves labels of -100 out")
             return SharedDataset(self, parts)
         return self.to_tf_data() if NAME == "tensorflow" else self
 

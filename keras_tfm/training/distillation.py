@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_tfm.distribution import check_placed
 from keras_tfm.layers.base import check_rate, register
 from keras_tfm.models.classifiers import TokenClassifier
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
@@ -217,6 +218,7 @@ class Distiller(Recompiled, keras.Model):
     ):
         """As the student's `fit`, on arrays, on its `dataset`, and on raw rows; compiles if need be."""
         check_data(x)
+        check_placed(self)
         if not self.compiled:
             self.compile()
         if validation_split and self.student._is_raw(x):
