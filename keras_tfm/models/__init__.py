@@ -2,9 +2,10 @@
 
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.builders import bert, gpt, transformer, vit
-from keras_tfm.models.classifiers import ImageClassifier, QuestionAnswerer, TextClassifier, TokenClassifier
+from keras_tfm.models.classifiers import ImageClassifier, TextClassifier
 from keras_tfm.models.embedder import TextEmbedder
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from keras_tfm.models.token_classifiers import QuestionAnswerer, TokenClassifier
 
 __all__ = [
     "Backbone",

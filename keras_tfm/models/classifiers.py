@@ -1,4 +1,4 @@
-"""Task models that classify: texts, images, tokens, or where an answer begins and ends."""
+"""Task models that give a whole row a class, or a number: texts and images."""
 
 from __future__ import annotations
 
@@ -8,40 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tfm.data import question_examples, token_examples
-from keras_tfm.layers import ClassificationHead, Pooling
-from keras_tfm.layers.base import check_options, check_positive, register
+from keras_tfm.layers import Pooling
+from keras_tfm.layers.base import register
 from keras_tfm.models.backbone import Backbone
+from keras_tfm.models.heads import classification_head, named_classes, sequence_output
 from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
-from keras_tfm.models.raw_data import is_words
 from keras_tfm.models.task import Task
 from keras_tfm.ops.backend import is_symbolic
-
-
-def sequence_output(hidden: Any) -> Any:
-    """Hidden states of any kind of backbone, (batch, length, hidden_dim)."""
-    return hidden["sequence_output"] if isinstance(hidden, dict) else hidden
-
-
-def _head(
-    backbone: Backbone, num_classes: int, dropout: float, given: dict[str, Any] | None, dtype: Any
-) -> ClassificationHead:
-    initializer = keras.initializers.TruncatedNormal(stddev=backbone.config.initializer_range)
-    check_options("head", given or {}, ClassificationHead)
-    options = {"dropout": dropout, "kernel_initializer": initializer, **(given or {})}
-    return ClassificationHead(num_classes, **options, name="head", dtype=dtype)
-
-
-def _classes(num_classes: int | None, labels: list[str] | None) -> tuple[int, list[str] | None]:
-    """How many classes there are, and their names."""
-    if num_classes is None:
-        if labels is None:
-            raise ValueError("Either num_classes or labels must be given.")
-        num_classes = len(labels)
-    check_positive(num_classes=num_classes)
-    if labels is not None and len(labels) != num_classes:
-        raise ValueError(f"labels names {len(labels)} classes; num_classes is {num_classes}.")
-    return num_classes, None if labels is None else [str(label) for label in labels]
 
 
 class Classifier(Task):
@@ -68,7 +41,9 @@ class Classifier(Task):
         head: dict[str, Any] | None = None,
         **kwargs,
     ):
-        self.num_classes, self.labels = _classes(2 if num_classes is None and labels is None else num_classes, labels)
+        self.num_classes, self.labels = named_classes(
+            2 if num_classes is None and labels is None else num_classes, labels
+        )
         has_pooler = getattr(backbone, "pooler", None) is not None
         if pooling == "pooler" and not has_pooler:
             raise ValueError("pooling='pooler' needs a backbone with a pooler (pooler=True); this one has none.")
@@ -82,7 +57,10 @@ class Classifier(Task):
 
     def _head_parts(self, backbone, dtype):
         pool = None if self.pooling == "pooler" else Pooling(self.pooling, name="pooling", dtype=dtype)
-        return {"pool": pool, "head": _head(backbone, self.num_classes, self.dropout, self.head_options, dtype)}
+        return {
+            "pool": pool,
+            "head": classification_head(backbone, self.num_classes, self.dropout, self.head_options, dtype),
+        }
 
     def compute(self, inputs, training=None):
         places, real = self._read_places(inputs)
@@ -258,147 +236,3 @@ class ImageClassifier(Classifier):
 
     def get_config(self):
         return {name: value for name, value in super().get_config().items() if name != "tokenizer"}
-
-
-@register
-class TokenClassifier(Task):
-    """A class for every token (named entities, parts of speech).
-
-    Args:
-        backbone: An encoder or decoder.
-        num_classes: Logits a token. Default: as many as `labels`.
-        labels: Names of the classes, in order; tags given as names are then understood by `fit`.
-        dropout: Before the projection. Default: the backbone's.
-        head: Further options of `ClassificationHead`, a dict, such as {"hidden_dim": 768}.
-        tokenizer: For raw texts: strings in `predict`, and lists of words, with lists of tags as labels.
-
-    Calling it gives logits, (batch, length, num_classes). Labels are (batch, length) int, negative (-100) where a token
-    has none. Of raw words, a word's first piece has its tag.
-    """
-
-    kinds = ("encoder", "decoder")
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int | None = None,
-        *,
-        labels: list[str] | None = None,
-        dropout: float | None = None,
-        head: dict[str, Any] | None = None,
-        tokenizer: Any = None,
-        **kwargs,
-    ):
-        self.num_classes, self.labels = _classes(num_classes, labels)
-        self.dropout = backbone.config.dropout if dropout is None else dropout
-        self.head_options = head
-        super().__init__(backbone, tokenizer=tokenizer, **kwargs)
-
-    def _head_parts(self, backbone, dtype):
-        return {"head": _head(backbone, self.num_classes, self.dropout, self.head_options, dtype)}
-
-    def _is_raw(self, x):
-        return is_words(x) or super()._is_raw(x)
-
-    def _examples(self, rows, labels, max_length):
-        if not is_words(rows):
-            if labels is not None:
-                raise ValueError("A tag for each word needs words: fit(lists of words, lists of tags).")
-            return None
-        tags = [[None] * len(row) for row in rows] if labels is None else labels
-        names = self.labels or [str(number) for number in range(self.num_classes)]
-        return token_examples(rows, tags, self._require_tokenizer(), labels=names, max_length=max_length)
-
-    def _apply_head(self, hidden, inputs, training):
-        return self.head(sequence_output(hidden), training=training)
-
-    def _default_loss(self):
-        return TokenCrossentropy()
-
-    def _default_metrics(self):
-        return [TokenAccuracy()]
-
-    def get_config(self):
-        head = {"dropout": self.dropout, "head": self.head_options}
-        return {**super().get_config(), "num_classes": self.num_classes, "labels": self.labels, **head}
-
-
-@register
-class QuestionAnswerer(Task):
-    """Where in the text an answer begins and ends (extractive question answering, Devlin et al. 2019, section 4.2).
-
-    Args:
-        backbone: An encoder or decoder.
-        dropout: Before the projection. Default: 0, as BERT's.
-        head: Further options of `ClassificationHead`, a dict.
-        tokenizer: For raw (question, context) pairs, with answers as labels: {"text", "answer_start"} or None, as
-            `keras_tfm.data.question_examples` takes them. Long contexts become several rows.
-
-    Calling it gives {"start_logits", "end_logits"}, each (batch, length) float32 with -1e9 at padded places. Labels are a
-    dict of these names, each (batch,) int.
-    """
-
-    kinds = ("encoder", "decoder")
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        dropout: float = 0.0,
-        head: dict[str, Any] | None = None,
-        tokenizer: Any = None,
-        **kwargs,
-    ):
-        self.dropout = dropout
-        self.head_options = head
-        super().__init__(backbone, tokenizer=tokenizer, **kwargs)
-
-    def _head_parts(self, backbone, dtype):
-        return {
-            "head": _head(backbone, 2, self.dropout, self.head_options, dtype),
-            "spans": SpanLogits(name="spans", dtype="float32"),
-        }
-
-    def _examples(self, rows, labels, max_length):
-        if labels is None:
-            return None
-        if not all(isinstance(row, (tuple, list)) and len(row) == 2 for row in rows):
-            raise ValueError(f"{self.name} takes pairs, fit([(question, context), ...], answers); got {rows[0]!r}.")
-        limit = {} if max_length is None else {"max_length": max_length, "stride": min(128, max_length // 4)}
-        questions, contexts = zip(*rows, strict=True)
-        return question_examples(questions, contexts, labels, tokenizer=self._require_tokenizer(), **limit)
-
-    def _example_labels(self, batch, labels):
-        if "start" not in batch:
-            return labels
-        return {"start_logits": batch["start"], "end_logits": batch["end"]}
-
-    def _apply_head(self, hidden, inputs, training):
-        logits = self.head(sequence_output(hidden), training=training)  # (batch, length, 2)
-        start, end = self.spans(logits, padding_mask=inputs["padding_mask"])
-        return {"start_logits": start, "end_logits": end}
-
-    def _default_loss(self):
-        return {"start_logits": TokenCrossentropy(), "end_logits": TokenCrossentropy()}
-
-    def _default_metrics(self):
-        return {"start_logits": [TokenAccuracy()], "end_logits": [TokenAccuracy()]}
-
-    def get_config(self):
-        return {**super().get_config(), "dropout": self.dropout, "head": self.head_options}
-
-
-@register
-class SpanLogits(keras.layers.Layer):
-    """Splits (batch, length, 2) into start and end logits and rules out padded places."""
-
-    def call(self, x, padding_mask=None):
-        start, end = x[..., 0], x[..., 1]
-        if padding_mask is None:
-            return start, end
-        return tuple(
-            ops.where(ops.cast(padding_mask, "bool"), logits, ops.cast(-1e9, logits.dtype)) for logits in (start, end)
-        )
-
-    def compute_output_spec(self, x, padding_mask=None):
-        return tuple(keras.KerasTensor(x.shape[:2], dtype=self.compute_dtype) for _ in range(2))

@@ -12,7 +12,7 @@ from keras import ops
 from keras_tfm.layers import Pooling
 from keras_tfm.layers.base import Layer, register
 from keras_tfm.models.backbone import Backbone
-from keras_tfm.models.classifiers import sequence_output
+from keras_tfm.models.heads import sequence_output
 from keras_tfm.models.task import Task
 
 

@@ -11,12 +11,12 @@ from keras import ops
 
 from keras_tfm.distribution import check_placed
 from keras_tfm.layers.base import check_rate, register
-from keras_tfm.models.classifiers import TokenClassifier
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from keras_tfm.models.objectives import LinearCrossentropy, mean_of, weighted
 from keras_tfm.models.raw_data import check_data, is_words, split_rows
 from keras_tfm.models.recompiled import Recompiled
 from keras_tfm.models.text_dataset import TextDataset
+from keras_tfm.models.token_classifiers import TokenClassifier
 from keras_tfm.ops import token_accumulation
 from keras_tfm.training.student_teacher import BlockStates, check_pair, layer_pairs
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from keras_tfm.data import best_answers, question_examples, token_examples
 from keras_tfm.layers.base import check_choice, check_positive
-from keras_tfm.models.classifiers import QuestionAnswerer, TokenClassifier
 from keras_tfm.models.generative import Generative
+from keras_tfm.models.token_classifiers import QuestionAnswerer, TokenClassifier
 from keras_tfm.training.distillation import Distiller
 from keras_tfm.training.squad import answer_texts, check_rows, squad_scores
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_tfm.data.tokenizer import Tokenizer
-from keras_tfm.models.classifiers import Classifier, QuestionAnswerer, TokenClassifier
+from keras_tfm.models.classifiers import Classifier
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from keras_tfm.models.token_classifiers import QuestionAnswerer, TokenClassifier
 
 TASKS = (Classifier, TokenClassifier, QuestionAnswerer, MaskedLM, CausalLM, Seq2SeqLM)
 

@@ -80,11 +80,9 @@ def test_tensor_parallel_splits_heads_and_width():
 
 def test_experts_are_split():
     found = specs("experts", "tensor")
-    split = {path: spec for path, (spec, _) in found.items() if spec and spec[0] == "model" and "feed_forward" in path}
-    assert split
-    for path, (spec, shard) in found.items():
-        if "feed_forward" in path and spec[0] == "model":
-            assert shard[0] == 1, path
+    for kernel, shard in (("expert_up", [1, 32, 128]), ("expert_down", [1, 128, 32])):
+        experts = [value for path, value in found.items() if path.endswith(f"feed_forward/{kernel}")]
+        assert experts == [(["model", None, None], shard)] * 2
 
 
 def test_fsdp_leaves_an_eighth_on_each_device():

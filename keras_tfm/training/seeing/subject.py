@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_tfm.models.classifiers import Classifier, QuestionAnswerer
+from keras_tfm.models.classifiers import Classifier
 from keras_tfm.models.language_models import LanguageModel
 from keras_tfm.models.objectives import TokenCrossentropy
+from keras_tfm.models.token_classifiers import QuestionAnswerer
 from keras_tfm.training.parts import check_model
 from keras_tfm.training.seeing.given_batch import as_batch, holds_names, is_raw, parts_of, to_numpy
 from keras_tfm.training.seeing.named_parts import layer_groups

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_tfm.models.classifiers import Classifier, TokenClassifier
+from keras_tfm.models.classifiers import Classifier
 from keras_tfm.models.language_models import LanguageModel
+from keras_tfm.models.token_classifiers import TokenClassifier
 from keras_tfm.training.seeing.subject import Subject
 
 
