@@ -19,6 +19,7 @@ from benchmarks.measure import RESULTS, save
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS: dict[str, list[str]] = {  # name to the command's arguments
+    "pretrain_bert": ["pretrain_bert.py"],
     "pretrain_gpt": ["pretrain_gpt.py"],
     "adapt_gpt": ["adapt_gpt.py"],
     "compare_frozen": ["compare_finetuning.py", "--compare", "frozen"],

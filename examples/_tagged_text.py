@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ MOST_ROWS = 5000  # of the library, so that a run takes minutes
 
 @dataclass
 class TaggedText:
-    """Rows to train on and rows held out."""
+    """Rows to train on and rows held out; `untagged` are sentences of the kind of the former."""
 
     name: str
     train: Rows
     test: Rows
+    untagged: list[str] = field(default_factory=list)
 
     @property
     def labels(self) -> list[str]:
@@ -57,9 +58,13 @@ def stdlib() -> TaggedText:
         if number % WITHOUT_ENTITIES == 0 or set(found[place].tags) != {"O"}
     ]
     rows = [found[place] for place in sorted(places[:MOST_ROWS])]
-    held_out = by_group([row.part for row in rows], by_package([row.module for row in rows]))
+    packages = by_package([row.module for row in rows])
+    held_out = by_group([row.part for row in rows], packages)
+    kept_apart = {package for package, is_held_out in zip(packages, held_out, strict=True) if is_held_out}
+    every = zip(found, by_package([row.module for row in found]), strict=True)
+    untagged = [" ".join(row.words) for row, package in every if package not in kept_apart]
     name = "docstrings of Python's standard library"
-    return TaggedText(name, *divided([row.words for row in rows], [row.tags for row in rows], held_out))
+    return TaggedText(name, *divided([row.words for row in rows], [row.tags for row in rows], held_out), untagged)
 
 
 def read_conll(path: str | Path) -> Rows:

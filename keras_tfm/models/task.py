@@ -21,6 +21,7 @@ from keras_tfm.models.pretrained import Pretrained
 from keras_tfm.models.raw_data import check_data, is_examples, is_text, split_rows
 from keras_tfm.models.raw_rows import RawRows
 from keras_tfm.models.recompiled import Recompiled
+from keras_tfm.models.resumed import resumed
 from keras_tfm.models.text_dataset import TextDataset, is_grain, opened
 from keras_tfm.ops import clipping, fused_adam, token_accumulation
 
@@ -186,13 +187,14 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
         given = x if isinstance(x, TextDataset) else None
         if given is not None:
             self._check_labelled("fit", given)
+            resumed(options.get("callbacks"), given, options.get("steps_per_epoch"))
             x, batch_size, shuffle = given.for_fit(self.loss), None, False  # it shuffles itself
         else:
             y = self._array_labels(x, y)
             self._check_labelled("fit", x, y)
             shuffle = shuffle and not is_grain(x)
             _check_shared(x, rows, validation_split)
-            x = opened(x)
+            x = resumed(options.get("callbacks"), opened(x), options.get("steps_per_epoch"))
         if isinstance(validation_data, (tuple, list)):
             held_out, labels, *weights = (*validation_data, None) if len(validation_data) == 1 else validation_data
             if self._is_raw(held_out):

@@ -39,6 +39,7 @@ class TextDataset(keras.utils.PyDataset):
         self.labels = None if labels is None else np.asarray(labels)
         self.sample_weight = None if sample_weight is None else np.asarray(sample_weight)
         self.label_batch = label_batch
+        self._start, self._stand_in = 0, None
         rows = len(batches.lengths)
         for name, array in (("y", self.labels), ("sample_weight", self.sample_weight)):
             if array is not None and len(array) != rows:
@@ -47,7 +48,23 @@ class TextDataset(keras.utils.PyDataset):
     def __len__(self):
         return len(self.batches)
 
+    def get_state(self) -> dict[str, Any]:
+        """Which epoch of which order this is, for `set_state`; JSON-able."""
+        return {"seed": self.batches.seed, "epoch": self.batches.epoch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to the beginning of the epoch of which `get_state` was."""
+        self.batches.seed, self.batches.epoch = state["seed"], state["epoch"] - 1
+        self.batches.next_epoch()
+
+    def start_at(self, index: int) -> None:
+        """In this epoch, give batch `index` in place of those before it, which then cost nothing."""
+        self._start = min(index, len(self) - 1)
+        self._stand_in = self[self._start] if index else None
+
     def __getitem__(self, index):
+        if index < self._start:
+            return self._stand_in
         batch, rows = self.batches[index], self.batches.rows(index)
         x = {name: batch[name] for name in self.inputs if name in batch}
         y = None if self.labels is None else self.labels[rows]
@@ -81,6 +98,7 @@ class TextDataset(keras.utils.PyDataset):
         return _tf_data(epoch, self[0], len(self))
 
     def on_epoch_end(self):
+        self._start, self._stand_in = 0, None
         if self.batches.shuffle:
             self.batches.next_epoch()
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras.src.backend import get_keras_mask, set_keras_mask  # no public name exists
 from keras.src.backend.common import global_state
+from keras.src.random import seed_generator
 
 Tensor = Any
 
@@ -129,3 +130,9 @@ def concrete(x: Tensor) -> np.ndarray | None:
 def static_shape(x: Tensor) -> tuple[int | None, ...]:
     """The shape of `x` as far as it is known before running; None where a dimension is dynamic."""
     return tuple(None if d is None else int(d) if isinstance(d, (int, np.integer)) else d for d in x.shape)
+
+
+def global_seed_generator(create: bool = False) -> Any:
+    """Keras's generator for whatever is given no seed; None if nothing has drawn from it yet, unless it is to be made."""
+    found = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    return seed_generator.global_seed_generator() if found is None and create else found

@@ -12,6 +12,7 @@ from keras_tfm.training.lora import add_lora, merge_lora, set_adapter
 from keras_tfm.training.metrics import F1, ExactMatch, Perplexity
 from keras_tfm.training.published import AnswerScores, EntityScores, TranslationScores
 from keras_tfm.training.rates import layer_rates
+from keras_tfm.training.resuming.callback import Resume
 from keras_tfm.training.schedules import WarmupSchedule, noam
 from keras_tfm.training.seeing.diagnosis import diagnose
 from keras_tfm.training.seeing.tensorboard import TensorBoard
@@ -27,6 +28,7 @@ __all__ = [
     "ExactMatch",
     "GradualUnfreezing",
     "Perplexity",
+    "Resume",
     "TensorBoard",
     "TranslationScores",
     "WarmupSchedule",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from keras_tfm.models.objectives import LinearCrossentropy, mean_of, weighted
 from keras_tfm.models.raw_data import check_data, is_words, split_rows
 from keras_tfm.models.recompiled import Recompiled
+from keras_tfm.models.resumed import resumed
 from keras_tfm.models.text_dataset import TextDataset
 from keras_tfm.models.token_classifiers import TokenClassifier
 from keras_tfm.ops import token_accumulation
@@ -225,7 +227,8 @@ class Distiller(Recompiled, keras.Model):
             (x, y, sample_weight), validation_data = split_rows(validation_split, x, y, sample_weight)
             validation_split = 0.0
         raw = self.student._is_raw(x) or isinstance(x, TextDataset)
-        x, y, sample_weight = self._data("fit", x, y, sample_weight, batch_size, shuffle)
+        resume = functools.partial(resumed, options.get("callbacks"), steps_per_epoch=options.get("steps_per_epoch"))
+        x, y, sample_weight = self._data("fit", x, y, sample_weight, batch_size, shuffle, resume)
         if isinstance(validation_data, (tuple, list)):
             held_out, labels, weight = (*validation_data, None, None)[:3]
             validation_data = self._data("fit", held_out, labels, weight, batch_size)
@@ -258,7 +261,16 @@ class Distiller(Recompiled, keras.Model):
         """The student's `predict`."""
         return self.student.predict(x, batch_size=batch_size, **options)
 
-    def _data(self, method: str, x: Any, y: Any = None, weight: Any = None, rows: Any = None, shuffle: bool = False):
+    def _data(
+        self,
+        method: str,
+        x: Any,
+        y: Any = None,
+        weight: Any = None,
+        rows: Any = None,
+        shuffle: bool = False,
+        resume: Callable[[Any], Any] = lambda data: data,
+    ) -> tuple[Any, Any, Any]:
         """Inputs, labels and weights as Keras takes them; raw rows become a dataset of all three."""
         student = self.student
         check_data(x)
@@ -276,11 +288,12 @@ class Distiller(Recompiled, keras.Model):
             if more:
                 x = copy.copy(x)
                 x.inputs = (*x.inputs, *more)
+            resume(x)
             return x.for_fit(), None, None
         y = student._array_labels(x, y)
         if self.hard:
             student._check_labelled(method, x, y)
-        return x, y, weight
+        return resume(x), y, weight
 
     # Saving -----------------------------------------------------------------------------------------------------------
 
