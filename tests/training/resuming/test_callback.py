@@ -45,15 +45,25 @@ def sizes(**options):
     }
 
 
-def classifier(optimizer=None, **options):
+def classifier(optimizer=None, run_eagerly=True, **options):
+    """Op by op, unless told otherwise: each run would compile a model of its own."""
     model = tfm.TextClassifier(tfm.models.bert(**sizes()), 2, tokenizer=TOKENIZER)
-    model.compile(optimizer or keras.optimizers.AdamW(1e-2), **options)
+    model.compile(
+        optimizer or keras.optimizers.AdamW(1e-2),
+        run_eagerly=run_eagerly,
+        jit_compile=BACKEND == "jax" and not run_eagerly,
+        **options,
+    )
     return model
+
+
+def compiled():
+    return classifier(run_eagerly=False)
 
 
 def masked():
     model = tfm.MaskedLM(tfm.models.bert(**sizes()), tokenizer=TOKENIZER)
-    model.compile(keras.optimizers.AdamW(1e-2))
+    model.compile(keras.optimizers.AdamW(1e-2), run_eagerly=True)
     return model
 
 
@@ -63,7 +73,7 @@ def own():
     x = keras.layers.Embedding(40, 8)(ids)
     x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling1D()(x))
     model = keras.Model(ids, keras.layers.Dense(2, activation="softmax")(x))
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=BACKEND == "jax")
     return model
 
 
@@ -153,6 +163,7 @@ def on_tf_data(model, resume, **options):
 
 CASES = {
     "texts": (classifier, on_texts),
+    "texts, compiled": (compiled, on_texts),
     "masked texts": (masked, on_texts_alone),
     "arrays": (classifier, on_arrays),
     "arrays, own model": (own, on_arrays),
@@ -233,7 +244,7 @@ def test_what_was_trained_since_the_last_save_is_trained_again(every, tmp_path):
 def test_steps_per_execution_and_accumulated_gradients(tmp_path):
     def make():
         optimizer = keras.optimizers.AdamW(1e-2, gradient_accumulation_steps=3)
-        return classifier(optimizer, steps_per_execution=1 if BACKEND == "torch" else 2)
+        return classifier(optimizer, run_eagerly=False, steps_per_execution=1 if BACKEND == "torch" else 2)
 
     def fit(model, resume, **options):
         return model.fit(IDS[:16], np.array(LABELS[:16]), batch_size=4, epochs=EPOCHS, **options)
@@ -278,7 +289,7 @@ def test_one_callback_serves_two_fits(tmp_path):
 def test_a_distiller_too(tmp_path):
     def make():
         model = tfm.training.Distiller(classifier(), classifier())
-        model.compile(keras.optimizers.AdamW(1e-2))
+        model.compile(keras.optimizers.AdamW(1e-2), run_eagerly=True)
         return model
 
     expected = run(make, on_texts)
