@@ -116,7 +116,8 @@ def assumptions(plan: Plan) -> list[str]:
     )
     found = [
         f"Device: {device.name}, {said(device.memory)}, {device.flops / 1e12:,.1f} TFLOP/s, "
-        f"{device.bandwidth / 1e9:,.1f} GB/s in a group of {device.group}, {device.network / 1e9:,.1f} GB/s beyond it. Source: {device.source}.",
+        f"{device.bandwidth / 1e9:,.1f} GB/s in a group of {device.group}, {device.network / 1e9:,.1f} GB/s beyond "
+        f"it. Source: {device.source}.",
         f"Memory: {said(plan.budget)} of it may be used; 8 % is left to the runtime.",
         f"Compute: products alone, at {job.utilization:.0%} of that rate, which is assumed.",
         f"Collectives: rings, {job.latency * 1e6:g} µs each, one after another; {hidden}. Beyond a group "
@@ -133,11 +134,13 @@ def assumptions(plan: Plan) -> list[str]:
     if any(mesh.way.fsdp and mesh.refused is None for mesh in plan.meshes):
         found.append(
             "fsdp: weights are gathered once a step and stay whole until their gradients are there (with remat: a block's, "
-            "twice a step; assumed); gradients are summed whole and then cut, as XLA does for the simulated devices. A weight that the devices divide along no dimension stays whole."
+            "twice a step; assumed); gradients are summed whole and then cut, as XLA does for the simulated devices. A "
+            "weight that the devices divide along no dimension stays whole."
         )
     if any(mesh.way.fsdp and mesh.way.model > 1 and mesh.refused is None for mesh in plan.meshes):
         found.append(
-            "fsdp beside model > 1 (marked ~): the formulas' sum; XLA moved four times these bytes in a small simulated run."
+            "fsdp beside model > 1 (marked ~): the formulas' sum; XLA moved four times these bytes in a small simulated "
+            "run."
         )
     if job.loss == "chunked":
         found.append(

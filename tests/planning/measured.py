@@ -109,7 +109,9 @@ def compiled(model, data, loss="dense"):
     )
     options = {}
     if layouts is not None:
-        data = keras.tree.map_structure(lambda a: jax.device_put(a, layouts.get_data_layout(a.shape).backend_layout), data)
+        data = keras.tree.map_structure(
+            lambda a: jax.device_put(a, layouts.get_data_layout(a.shape).backend_layout), data
+        )
         options["out_shardings"] = (None, model._get_state_sharding_spec())
     return jax.jit(model.train_step, donate_argnums=0, **options).lower(state, (*data, None)).compile()
 
@@ -180,8 +182,10 @@ def on_meshes():
                     "tensors": [sum(c.tensors for c in expected), sum(tensors.values())],
                     "moved": [sum(c.bytes for c in expected), sum(sizes.values())],
                     "sorts": {sort: [sum(c.bytes for c in expected if c.kind == sort), sizes[sort]] for sort in sizes},
-                    "step": [sum(parts.values()) - parts["weights"] - parts["optimizer"],
-                             program.memory_analysis().temp_size_in_bytes],
+                    "step": [
+                        sum(parts.values()) - parts["weights"] - parts["optimizer"],
+                        program.memory_analysis().temp_size_in_bytes,
+                    ],
                 }
             )
     return found
