@@ -22,7 +22,9 @@ def measure() -> dict:
     """Predicted and measured figures, as the worker prints them."""
     flags = "--xla_force_host_platform_device_count=8"
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    output = subprocess.run([sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, check=False)
+    output = subprocess.run(
+        [sys.executable, str(WORKER), "all"], env=environment, capture_output=True, text=True, check=False
+    )
     found = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
     if not found:
         raise SystemExit(output.stdout + output.stderr)

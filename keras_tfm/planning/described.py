@@ -89,7 +89,7 @@ class Described:
 
 def itemsize(dtype: str) -> int:
     """Bytes of an element."""
-    return 1 if dtype in ("bool", "int8", "uint8") else 2 if dtype in ("bfloat16", "float16") else 4
+    return {"bool": 1, "int8": 1, "uint8": 1, "bfloat16": 2, "float16": 2, "int64": 8, "float64": 8}.get(dtype, 4)
 
 
 def describe(
@@ -255,6 +255,7 @@ def _slots(model: Any, optimizer: Any) -> tuple[Variable, ...]:
         return object()
 
     optimizer.add_variable, optimizer.add_variable_from_reference = noted, noted_from
+    optimizer._var_key = id  # TensorFlow's reads values, of which there are none
     optimizer.build(model.trainable_variables)
     return (*(_variable(variable, "optimizer", False) for variable in optimizer.variables), *found)
 

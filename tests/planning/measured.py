@@ -1,7 +1,7 @@
 """What models take, counted: bytes of arrays, of JAX's residuals and of the collectives in compiled programs.
 
 python measured.py, with XLA_FLAGS=--xla_force_host_platform_device_count=8 and KERAS_BACKEND=jax, prints predicted and
-measured figures of small models as JSON. Run by `test_plan` and by `benchmarks.plan`.
+measured figures of small models as JSON. Run by `test_plan`, and with the argument "all" by `benchmarks.plan`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import re
+import sys
 from collections import Counter
 
 import jax
@@ -75,6 +76,14 @@ MESHES = [
     ("encoder, classifier", classifier, CLASSES, {}, ["data 8", "data 2 x model 4"]),
     ("encoder-decoder", pair, PAIRS, {}, ["data 8", "data 2 x model 4"]),
 ]
+FEWER = {  # of the ways, without the argument "all"
+    "decoder, chunked loss": ["data 8, fsdp", "data 2 x model 4"],
+    "decoder, gated, rotary": ["data 8, fsdp"],
+    "decoder, grouped heads": ["data 2 x model 4"],
+    "encoder, masked tokens": ["model 8", "data 8, fsdp"],
+    "encoder, classifier": ["data 2 x model 4"],
+    "encoder-decoder": ["data 2 x model 4"],
+}
 # Name, model of a policy, data, options of the job.
 KEPT = [
     ("decoder", gpt, TOKENS, {}),
@@ -158,7 +167,7 @@ def residuals(model, data, loss="dense"):
 def on_meshes():
     found = []
     for name, make, data, options, names in MESHES:
-        for mesh in names:
+        for mesh in names if "all" in sys.argv else FEWER.get(name, names):
             way, layouts = WAYS[mesh]
             job = Job(ROWS, LENGTH, policy="float32", **options)
             with layouts().scope():

@@ -185,7 +185,9 @@ def test_a_step_of_gpt_is_six_operations_a_weight_and_token():
 def test_thousands_of_devices_are_planned_without_any():
     found = plan("gpt:medium", devices=4096, mesh="data=512,model=8", batch_size=4096)
     assert found.meshes[0].way.devices == 4096
-    assert found.meshes[0].memory["weights"] < plan("gpt:medium").meshes[0].memory["weights"] / 3  # 50,257 tokens: whole
+    assert (
+        found.meshes[0].memory["weights"] < plan("gpt:medium").meshes[0].memory["weights"] / 3
+    )  # 50,257 tokens: whole
     series = plan("gpt:small", devices=8, batch_size=64).scaling(4096)
     assert series["data"][-1]["devices"] == 4096
     speeds = [point["tokens_per_second"] for point in series["data"]]
