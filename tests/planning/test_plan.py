@@ -37,7 +37,7 @@ def measured() -> dict:
     flags = "--xla_force_host_platform_device_count=8"
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
-        [sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, timeout=540, check=False
+        [sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
@@ -56,10 +56,11 @@ def test_collectives_are_those_of_the_compiled_program():
     rows = measured()["meshes"]
     assert {row["mesh"] for row in rows} == {"data 8", "model 8", "data 8, fsdp", "data 2 x model 4"}
     for row in rows:
-        assert row["moved"][0] == pytest.approx(row["moved"][1], rel=0.1), row
+        exact = row["model"].startswith("decoder")
+        assert row["moved"][0] == pytest.approx(row["moved"][1], rel=0.01 if exact else 0.1), row
         reduced = row["sorts"]["all-reduce"]
         assert reduced[0] == pytest.approx(reduced[1], rel=0.1), row
-        if row["model"].startswith("decoder"):
+        if exact:
             assert row["tensors"][0] == pytest.approx(row["tensors"][1], rel=0.1), row
 
 
@@ -67,7 +68,7 @@ def test_collectives_are_those_of_the_compiled_program():
 def test_what_is_kept_for_the_gradients_is_what_jax_keeps():
     for row in measured()["kept"]:
         predicted, found = row["activations"]
-        assert predicted == pytest.approx(found, rel=0.1), row
+        assert predicted == pytest.approx(found, rel=0.1 if "remat" in row["model"] else 0.03), row
 
 
 @on_jax
