@@ -20,6 +20,7 @@ from benchmarks import (
     imports,
     memory,
     packing,
+    plan,
     quantized,
     training,
 )
@@ -57,6 +58,7 @@ def sections() -> dict[str, str]:
         ("few_rows", few_rows.table),
         ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),
+        ("plan", lambda r: plan.table(r["results"])),
         ("families", lambda r: families.table(r["families"])),
     ):
         path = RESULTS / f"{name}.json"

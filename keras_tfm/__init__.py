@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         f"'keras_tfm[{_missing}]'), or set the environment variable KERAS_BACKEND to one that is: tensorflow, jax, torch."
     ) from None
 
-from keras_tfm import checkpoints, data, distribution, generation, layers, models, ops, training
+from keras_tfm import checkpoints, data, distribution, generation, layers, models, ops, planning, training
 from keras_tfm.checkpoints import from_keras_hub, from_pretrained
 from keras_tfm.config import TransformerConfig
 from keras_tfm.models import (
@@ -47,5 +47,6 @@ __all__ = [
     "layers",
     "models",
     "ops",
+    "planning",
     "training",
 ]

@@ -4,6 +4,7 @@ keras-tfm inspect SRC          what it is, how large, what of it would load; no 
 keras-tfm convert SRC DST      a Hugging Face directory or hub id, or a .keras file, into either format
 keras-tfm generate SRC PROMPT  write on from a prompt, with --stream as it comes
 keras-tfm chat SRC             talk with a chat model
+keras-tfm plan CONFIG          memory, collectives and time of training on many devices
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_tfm import console
+from keras_tfm.planning import command as planner
 
 # What else a directory may hold that a conversion passes on.
 BESIDE = (
@@ -60,8 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for command in (inspect_, convert_):
         command.add_argument("--revision", help="branch, tag or commit of a hub id")
     console.add_commands(commands)
+    planner.add_command(commands)
     args = parser.parse_args(arguments)
     runs = {"inspect": _inspect, "convert": _convert, "generate": console.run_generate, "chat": console.run_chat}
+    runs["plan"] = planner.run
     try:
         runs[args.command](args)
         sys.stdout.flush()

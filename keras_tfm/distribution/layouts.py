@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_tfm.distribution.known_axes import known_axes
+from keras_tfm.distribution.rules import Rules
 from keras_tfm.ops.backend import NAME
 
 AXES = ("vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "positions", "classes", "experts")
@@ -21,7 +22,6 @@ WHOLE_IF_UNEVEN = (
     "kv_heads",
     "vocab",
 )  # by the default rules: few key heads, and vocabularies that are no round number
-SMALLEST = 4096  # elements; smaller weights are kept whole by fsdp, for gathering them costs more than it saves
 
 
 def mesh(devices: Any = None, **axes: int) -> Any:
@@ -139,28 +139,8 @@ class Layouts(keras.distribution.ModelParallel):
         Raises:
             ValueError: for a dimension that its rule does not divide, and a path that two patterns match.
         """
-        shape = tuple(variable.shape)
-        axes = self.axes(variable)
-        found: list[str | None] = [None] * len(shape)
-        for place, (axis, size) in enumerate(zip(axes or (), shape, strict=axes is not None)):
-            target = None if axis is None else self.rules.get(axis)
-            if target is None or target in found:
-                continue
-            if size % self.sizes[target] == 0:
-                found[place] = target
-            elif axis not in self.whole_if_uneven:
-                raise ValueError(
-                    f"{variable.path}: its dimension {place} ({axis}) has {size} entries, which the mesh's axis {target!r} "
-                    f"of {self.sizes[target]} devices does not divide. Take a mesh that does, or name {axis!r} in "
-                    "whole_if_uneven."
-                )
-        # Variables that are no weights (seeds, counts) and small ones are not worth it.
-        if axes is not None and self.rest is not None and self.rest not in found and math.prod(shape) >= SMALLEST:
-            by = self.sizes[self.rest]
-            free = [place for place, size in enumerate(shape) if found[place] is None and size % by == 0]
-            if free:
-                found[max(free, key=lambda place: shape[place])] = self.rest
-        return tuple(found)
+        rules = Rules(self.sizes, self.rules, self.rest, self.whole_if_uneven)
+        return rules.spec(variable.path, tuple(variable.shape), self.axes(variable))
 
     def axes(self, variable: Any) -> tuple[str | None, ...] | None:
         """The logical axes of a variable; None for one of which nothing is known, which every device has whole."""

@@ -1,0 +1,242 @@
+"""What devices send each other in a training step: the collectives that XLA puts where the layouts ask for them.
+
+The formulas are those of Shoeybi et al. 2019 (tensor parallelism) and Rajbhandari et al. 2020 (ZeRO), with what
+the compiled program has beyond them. `tests/planning` counts them in the programs for 8 simulated devices.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from keras_tfm.layers.mixture_of_experts import MixtureOfExperts
+from keras_tfm.models.language_models import LanguageModel
+from keras_tfm.planning.activations import Step, places, stacks
+from keras_tfm.planning.described import Described, itemsize
+from keras_tfm.planning.job import Job
+from keras_tfm.planning.ways import Way
+
+BUCKET = 30 * 2**20  # bytes of gradients that one all-reduce sums: XLA's default on GPUs
+
+
+@dataclass(frozen=True)
+class Collective:
+    """So many tensors that devices of one axis exchange in a step.
+
+    Attributes:
+        kind: "all-reduce" or "all-gather".
+        axis: The mesh's, whose devices exchange; "both" for all of them.
+        what: What they exchange.
+        tensors: How many.
+        bytes: Of all these tensors on one device, as they come out.
+        launches: How many operations these are, where several tensors share one.
+        hideable: The devices can compute meanwhile.
+    """
+
+    kind: str
+    axis: str
+    what: str
+    tensors: int
+    bytes: int
+    launches: int
+    hideable: bool = False
+
+
+def collectives(described: Described, job: Job, way: Way) -> list[Collective]:
+    """Those of one training step."""
+    step = Step(described, job)
+    found: list[Collective] = []
+    if way.model > 1:
+        found += _tensor_parallel(step, way)
+    if way.data > 1:
+        found += _experts(step, way)
+        found += _gathered(step, way)
+        found += _gradients(step, way)
+    if (way.data > 1 or way.model > 1) and job.loss == "chunked" and isinstance(described.model, LanguageModel):
+        found += _chunked_loss(step, way)
+    return [collective for collective in found if collective.tensors]
+
+
+def _gradients(step: Step, way: Way) -> list[Collective]:
+    """Sums over "data" of the gradients; whole even where weights are split, for XLA cuts them afterwards."""
+    described, rules = step.described, way.unsplit
+    model, config = described.model, described.config
+    sizes = []
+    chunked = step.job.loss == "chunked"
+    language = isinstance(model, LanguageModel)
+    tables = _tables(described)
+    for variable in described.weights:
+        axes = variable.axes or ()
+        if not variable.trainable or "experts" in axes:
+            continue  # every device computes all tokens of its experts
+        if "/pooler/" in f"/{variable.path}" and getattr(model, "pooling", None) != "pooler":
+            continue  # read by nothing
+        shape = list(rules.shard(variable.path, variable.shape, variable.axes))
+        if "kv_heads" in axes and way.model > 1:  # XLA splits them as far as they go
+            place = axes.index("kv_heads")
+            if shape[place] == variable.shape[place]:
+                shape[place] //= math.gcd(shape[place], way.model)
+        if "positions" in axes:  # rows that are used
+            shape[axes.index("positions")] = min(step.length, shape[axes.index("positions")])
+        if "token_type_embedding" in variable.path:
+            shape[0] = 1  # the default type's row
+        times = 1
+        if variable.path in tables:
+            lookups = 2 if config.kind == "encoder_decoder" else 1
+            projects = language and not chunked and config.tie_embeddings
+            times = lookups + int(projects)
+        elif chunked and language and "vocab" in axes:
+            continue  # of the head alone, which every device computes as a whole
+        sizes += [math.prod(shape) * itemsize(variable.dtype)] * times
+    launches = max(1, math.ceil(sum(sizes) / BUCKET))
+    return [
+        Collective("all-reduce", "data", "gradients", len(sizes), sum(sizes), launches, hideable=True),
+        Collective("all-reduce", "data", "loss and its weight", 2, 8, 1),
+    ]
+
+
+def _tables(described: Described) -> set[str]:
+    """Paths of the tables that tokens are looked up in."""
+    embedding = described.backbone.token_embedding
+    table = None if embedding is None else getattr(embedding.table, "_embeddings", None)
+    return set() if table is None else {table.path}
+
+
+def _gathered(step: Step, way: Way) -> list[Collective]:
+    """Weights that fsdp splits, made whole again where they are used: once, as the backward pass finds them there."""
+    if not way.fsdp:
+        return []
+    described, language = step.described, isinstance(step.described.model, LanguageModel)
+    tables = _tables(described)
+    sizes = []
+    for variable in described.weights:
+        if "data" not in way.rules.spec(variable.path, variable.shape, variable.axes) or not variable.trainable:
+            continue
+        if "/pooler/" in f"/{variable.path}" and getattr(described.model, "pooling", None) != "pooler":
+            continue
+        shard = way.unsplit.shard(variable.path, variable.shape, variable.axes)
+        times = 1
+        if variable.path in tables and language and step.job.loss == "dense" and described.config.tie_embeddings:
+            times = 2
+        elif step.job.remat and variable.path not in tables:
+            times = 2  # forward, and where blocks are computed again
+        sizes += [math.prod(shard) * itemsize(variable.dtype)] * times
+    return [Collective("all-gather", "data", "weights", len(sizes), sum(sizes), len(sizes), hideable=True)]
+
+
+def _tensor_parallel(step: Step, way: Way) -> list[Collective]:
+    """Sums over "model" of what each device has a part of: two forward and two backward a block, and the ends."""
+    described, config = step.described, step.described.config
+    rows = step.rows // way.data
+    wide = itemsize(step.dtype)
+    stream = rows * step.length * step.width * wide
+    found: list[Collective] = []
+    only = places(described)
+    passes = 2 if step.job.remat else 1  # forward sums of a block that is computed again
+
+    def sums(what: str, tensors: int, launches: int, size: int = stream, kind: str = "all-reduce") -> None:
+        found.append(Collective(kind, "model", what, tensors, tensors * size, launches))
+
+    for blocks, cross in stacks(described):
+        for index, block in enumerate(blocks):
+            few = only if index == len(blocks) - 1 else None
+            out = stream if few is None else rows * few * step.width * wide
+            attends = [block.attention] + ([block.cross_attention] if cross else [])
+            for layer in attends:
+                divides = layer._kv_heads % way.model == 0
+                sums("attention, forward", passes, passes, out)
+                sums("queries' input, backward", 1, 1, out)
+                if divides:
+                    sums("keys' and values' inputs, backward", 2, 0)
+                else:
+                    found += _uneven_heads(step, way, layer, rows)
+            feed = block.feed_forward
+            if isinstance(feed, MixtureOfExperts):
+                found += _split_experts(step, way, feed)
+            else:
+                sums("feed-forward, forward", passes, passes, out)
+                sums("feed-forward, backward", 2 if getattr(feed, "gated", False) else 1, 1, out)
+    vocabulary = config.vocabulary_size
+    if vocabulary and vocabulary % way.model == 0:
+        sums("embedded tokens", 2 if config.kind == "encoder_decoder" else 1, 1)
+        if isinstance(described.model, LanguageModel):
+            if step.job.loss == "dense":
+                sums("states before the vocabulary, backward", 1, 1)
+            statistics = rows * step.length * 4
+            if step.job.loss == "dense":
+                sums("maximum, sum and label's logit", 3, 2, statistics)
+    if getattr(described.model, "head", None) is not None and isinstance(described.model, LanguageModel):
+        sums("masked tokens' head, forward", 1, 1, kind="all-gather")
+        sums("masked tokens' head, backward", 1, 1)
+        sums("masked tokens' head, its norm", 6, 3, rows * step.length * 4)
+    return found
+
+
+def _uneven_heads(step: Step, way: Way, layer: Any, rows: int) -> list[Collective]:
+    """Of key and value heads that the devices do not divide: XLA splits them as far as they go, and sums and gathers."""
+    common = math.gcd(layer._kv_heads, way.model)
+    size = rows * step.length * layer._kv_heads * layer._head_dim * itemsize(step.dtype)
+    found = [Collective("all-reduce", "model", "gradients of uneven keys and values", 2, 2 * size // common, 2)]
+    if common > 1:
+        kernel = step.width * layer._kv_heads * layer._head_dim * itemsize(step.dtype)
+        found.append(Collective("all-gather", "model", "uneven keys and values", 2, 2 * size, 2))
+        found.append(Collective("all-gather", "model", "kernels of uneven keys and values", 6, 6 * kernel, 6))
+    return found
+
+
+def _experts(step: Step, way: Way) -> list[Collective]:
+    """Tokens are sorted by expert over the whole batch, which every device therefore gets."""
+    found = []
+    for blocks, _ in stacks(step.described):
+        for block in blocks:
+            feed = block.feed_forward
+            if isinstance(feed, MixtureOfExperts):
+                chosen = step.tokens * feed.top_k
+                rows = chosen * step.width * itemsize(step.dtype)
+                found += [
+                    Collective("all-reduce", "data", "experts' inputs and outputs", 2, 2 * rows, 2),
+                    Collective("all-reduce", "data", "experts' order", 1, chosen * 4, 1),
+                    Collective("all-gather", "data", "router", 1, step.tokens * feed.num_experts * 4, 1),
+                    Collective("all-gather", "data", "experts' order", 1, chosen * 4, 1),
+                ]
+    return found
+
+
+def _split_experts(step: Step, way: Way, layer: Any) -> list[Collective]:
+    """Experts split over "model": each device computes its experts' tokens, and all sums are over all rows."""
+    chosen = step.tokens * layer.top_k * itemsize(step.dtype)
+    gates = 1 if layer.gated else 0
+    return [
+        Collective(
+            "all-reduce", "model", "experts, inner", 3 + gates, (3 + gates) * chosen * layer.intermediate_dim, 3
+        ),
+        Collective("all-reduce", "model", "experts, outer", 3 + gates, (3 + gates) * chosen * step.width, 3),
+    ]
+
+
+def _chunked_loss(step: Step, way: Way) -> list[Collective]:
+    """The states of all tokens, in the order of their labels, on every device: chunks are cut from the whole batch."""
+    config = step.described.config
+    states = step.tokens * (config.embedding_dim or step.width) * itemsize(step.dtype)
+    found = []
+    if way.data > 1:
+        found.append(Collective("all-reduce", "data", "states of all tokens, for the chunked loss", 1, states, 1))
+        found.append(Collective("all-reduce", "data", "labels and weights of all tokens", 2, step.tokens * 8, 1))
+        found.append(Collective("all-gather", "data", "order of all tokens", 1, step.tokens * 4, 1))
+    split = way.model if way.model > 1 else way.data if way.fsdp else 1  # of the vocabulary's rows
+    if split > 1 and (config.vocabulary_size or 1) % split == 0:
+        axis = "model" if way.model > 1 else "data"
+        found.append(Collective("all-reduce", axis, "states' gradients, chunked loss", 1, states, 1))
+        what = "maximum, sum and label's logit, chunked loss"
+        found.append(Collective("all-reduce", axis, what, 3, step.tokens * 12, 2))
+    return found
+
+
+def seconds(size: float, kind: str, devices: int, bandwidth: float) -> float:
+    """Of a ring of so many devices: each sends 2 (n - 1) / n of the bytes to reduce, (n - 1) / n to gather."""
+    factor = 2 if kind == "all-reduce" else 1
+    return factor * (devices - 1) / devices * size / bandwidth
+
+
+__all__ = ["BUCKET", "Collective", "collectives", "seconds"]
