@@ -1,17 +1,23 @@
-"""How batches are shared by the devices of a mesh."""
+"""How batches are shared by the devices of a mesh, or by the replicas of a strategy."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_tfm.distribution.strategies import replicas_of
+from keras_tfm.ops.backend import NAME
+
 IGNORED = -100
 
 
 def shares() -> int:
-    """How many parts the distribution that is set now makes of a batch; 1 without one."""
+    """How many parts the distribution, or the strategy, that is set now makes of a batch; 1 without one."""
+    if NAME == "tensorflow":
+        return replicas_of()
     distribution = keras.distribution.distribution()
     if distribution is None or distribution.batch_dim_name is None:
         return 1
@@ -38,6 +44,18 @@ def check_rows(rows: int, batch_size: int, remedy: str = "") -> None:
         )
 
 
+def check_arrays(x: Any, batch_size: int, validation_split: float = 0.0) -> None:
+    """Raise ValueError for arrays whose batches the devices cannot share; other data is let pass."""
+    given = isinstance(x, (dict, list, tuple, np.ndarray)) or keras.ops.is_tensor(x)
+    arrays = keras.tree.flatten(x) if given else []
+    if shares() > 1 and arrays and all(hasattr(array, "shape") for array in arrays):
+        rows = len(arrays[0])
+        remedy = ", or raw rows (strings, or examples), whose last batch is filled up with rows that count for nothing"
+        trained = int(rows * (1 - validation_split))
+        check_rows(trained, batch_size, remedy)
+        check_rows(rows - trained, batch_size, remedy)
+
+
 def filled_up(batch: tuple[Any, ...], parts: int) -> tuple[Any, ...]:
     """A batch (inputs, labels, weights) whose rows so many devices can share.
 
@@ -60,3 +78,81 @@ def filled_up(batch: tuple[Any, ...], parts: int) -> tuple[Any, ...]:
 
     fill = (more, ignored, nothing)
     return tuple(keras.tree.map_structure(fill[place], part) for place, part in enumerate(batch))
+
+
+def checked(data: Any) -> Any:
+    """A dataset that raises ValueError, or TensorFlow's InvalidArgumentError, at a batch that replicas cannot share.
+
+    Keras would give some replicas more rows than others and yet weigh all replicas alike. Other backends and other data
+    than `tf.data`, `PyDataset` and iterators are returned as they are: JAX refuses such batches itself.
+    """
+    parts = shares()
+    if NAME != "tensorflow" or parts == 1:
+        return data
+    import tensorflow as tf
+
+    if isinstance(data, tf.data.Dataset):
+        return data.map(functools.partial(_checked_tensors, parts), num_parallel_calls=tf.data.AUTOTUNE)
+    if isinstance(data, keras.utils.PyDataset):
+        return _Checked(data, parts)
+    if hasattr(data, "__next__"):
+        return _checked_batches(data, parts)
+    return data
+
+
+def _uneven(parts: int, rows: Any = None) -> str:
+    got = "a batch" if rows is None else f"a batch of {rows} rows"
+    return (
+        f"{parts} replicas cannot share {got} evenly: take a batch size that {parts} divides, and drop_remainder=True for "
+        "the last one; or raw rows (strings, or examples), whose last batch is filled up with rows that count for nothing."
+    )
+
+
+def _checked_tensors(parts: int, *batch: Any) -> Any:
+    import tensorflow as tf
+
+    first = keras.tree.flatten(batch)[0]
+    if first.shape.rank and first.shape[0] is not None:
+        if first.shape[0] % parts:
+            raise ValueError(_uneven(parts, first.shape[0]))
+        return batch if len(batch) > 1 else batch[0]
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(first)[0] % parts, 0, _uneven(parts))]):
+        batch = tf.nest.map_structure(tf.identity, batch)
+    return batch if len(batch) > 1 else batch[0]
+
+
+def _check_batch(batch: Any, parts: int) -> Any:
+    rows = len(keras.tree.flatten(batch)[0])
+    if rows % parts:
+        raise ValueError(_uneven(parts, rows))
+    return batch
+
+
+def _checked_batches(batches: Any, parts: int) -> Any:
+    for batch in batches:
+        yield _check_batch(batch, parts)
+
+
+class _Checked(keras.utils.PyDataset):
+    """Another `PyDataset`, whose batches so many replicas can share."""
+
+    def __init__(self, dataset: Any, parts: int):
+        workers = {name: getattr(dataset, name) for name in ("workers", "use_multiprocessing", "max_queue_size")}
+        super().__init__(**workers)
+        self.dataset, self.parts = dataset, parts
+
+    def __len__(self):
+        return len(self.dataset)
+
+    @property
+    def num_batches(self):
+        return self.dataset.num_batches
+
+    def __getitem__(self, index):
+        return _check_batch(self.dataset[index], self.parts)
+
+    def on_epoch_begin(self):
+        self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.dataset.on_epoch_end()

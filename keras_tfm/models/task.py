@@ -11,8 +11,9 @@ import numpy as np
 
 from keras_tfm.config import TransformerConfig
 from keras_tfm.data import accepted
-from keras_tfm.distribution import check_placed
-from keras_tfm.distribution.sharing import check_rows, filled_up, shares
+from keras_tfm.distribution import check_placed, check_strategy
+from keras_tfm.distribution.sharing import check_arrays, checked, filled_up, shares
+from keras_tfm.distribution.strategies import Replicated, in_scope
 from keras_tfm.layers.base import argument_names, check_names
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.named_inputs import NamedInputsModel
@@ -28,7 +29,7 @@ from keras_tfm.ops import clipping, fused_adam, token_accumulation
 STEPS = ("train_step", "test_step", "compute_loss")  # where a subclass may do without labels
 
 
-class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
+class Task(RawRows, Recompiled, Replicated, Pretrained, NamedInputsModel):
     """A backbone with a head. Subclasses make the head in `_head_parts` and apply it in `_apply_head`.
 
     Args:
@@ -130,6 +131,7 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
     def _default_metrics(self) -> Any:
         raise self._not_implemented_error(self._default_metrics)
 
+    @in_scope
     def compile(self, optimizer: Any = None, loss: Any = "auto", *, metrics: Any = "auto", **options: Any) -> None:
         """As `keras.Model.compile`, with defaults for fine-tuning, and Adam steps by the backend's fused kernel.
 
@@ -160,6 +162,7 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
         with token_accumulation.of(self.optimizer, self.loss.total_weight(labels, weights)):
             return super().train_step(*args, **kwargs)
 
+    @in_scope
     def fit(
         self,
         x=None,
@@ -177,6 +180,7 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
         check_placed(self)
         if not self.compiled:
             self.compile()
+        check_strategy(self)
         rows = batch_size or 32
         if self._is_raw(x):
             if validation_split:
@@ -193,18 +197,20 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
             y = self._array_labels(x, y)
             self._check_labelled("fit", x, y)
             shuffle = shuffle and not is_grain(x)
-            _check_shared(x, rows, validation_split)
-            x = resumed(options.get("callbacks"), opened(x), options.get("steps_per_epoch"))
+            check_arrays(x, rows, validation_split)
+            x = checked(resumed(options.get("callbacks"), opened(x), options.get("steps_per_epoch")))
         if isinstance(validation_data, (tuple, list)):
             held_out, labels, *weights = (*validation_data, None) if len(validation_data) == 1 else validation_data
             if self._is_raw(held_out):
                 weight = weights[0] if weights else None
                 validation_data = self.dataset(held_out, labels, batch_size=rows, sample_weight=weight)
             else:
-                _check_shared(held_out, options.get("validation_batch_size") or rows)
+                check_arrays(held_out, options.get("validation_batch_size") or rows)
                 validation_data = (held_out, self._array_labels(held_out, labels), *weights)
         validation_data = (
-            validation_data.for_fit(self.loss) if isinstance(validation_data, TextDataset) else opened(validation_data)
+            validation_data.for_fit(self.loss)
+            if isinstance(validation_data, TextDataset)
+            else checked(opened(validation_data))
         )
         self._given_to_fit = given
         try:
@@ -221,6 +227,7 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
         finally:
             self._given_to_fit = None
 
+    @in_scope
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **options):
         """As `keras.Model.evaluate`; also on raw rows, as `dataset` takes them."""
         check_data(x)
@@ -235,10 +242,11 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
         else:
             y = self._array_labels(x, y)
             self._check_labelled("evaluate", x, y)
-            _check_shared(x, batch_size or 32)
-            x = opened(x)
+            check_arrays(x, batch_size or 32)
+            x = checked(opened(x))
         return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
 
+    @in_scope
     def predict(self, x, batch_size=None, **options):
         """As `keras.Model.predict`; also on raw rows, in whose order the outputs come back.
 
@@ -258,7 +266,7 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
     def _predicted(self, x: dict[str, np.ndarray]) -> Any:
         """Outputs of a batch, which devices share where there are several."""
         rows = len(next(iter(x.values())))
-        outputs = super().predict_on_batch(filled_up((x,), shares())[0])
+        outputs = self.predict_on_batch(filled_up((x,), shares())[0])
         return keras.tree.map_structure(lambda output: output[:rows], outputs)
 
     def _check_labelled(self, method: str, x: Any, y: Any = None) -> None:
@@ -301,15 +309,6 @@ class Task(RawRows, Recompiled, Pretrained, NamedInputsModel):
         if config.get("tokenizer") is not None:
             config["tokenizer"] = accepted.from_json(config["tokenizer"])
         return super().from_config(config)
-
-
-def _check_shared(x: Any, batch_size: int, validation_split: float = 0.0) -> None:
-    """Raise ValueError for arrays whose batches the devices of a distribution cannot share."""
-    arrays = keras.tree.flatten(x) if isinstance(x, (dict, list, tuple, np.ndarray)) else []
-    if shares() > 1 and arrays and all(hasattr(array, "shape") for array in arrays):
-        rows = len(arrays[0])
-        remedy = ", or raw rows (strings, or examples), whose last batch is filled up with rows that count for nothing"
-        check_rows(int(rows * (1 - validation_split)), batch_size, remedy)
 
 
 def _join(parts: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -84,18 +84,14 @@ class TextDataset(keras.utils.PyDataset):
             rows = len(self.batches.lengths)
             whole = rows - rows % parts if isinstance(loss, TokenCrossentropy) else rows
             check_rows(whole, self.batches.batch_size, ", or compile with a loss that leaves labels of -100 out")
-            return SharedDataset(self, parts)
+            # Under a strategy, Keras begins an epoch to build the model by its first batch, and leaves it there.
+            shared = SharedDataset(self, parts)
+            return as_tf_data(shared, trials=1) if NAME == "tensorflow" else shared
         return self.to_tf_data() if NAME == "tensorflow" else self
 
     def to_tf_data(self) -> Any:
         """The same batches as a `tf.data.Dataset`, each time it is iterated over those of the next epoch."""
-
-        def epoch():
-            for index in range(len(self)):
-                yield self[index]
-            self.on_epoch_end()
-
-        return _tf_data(epoch, self[0], len(self))
+        return as_tf_data(self)
 
     def on_epoch_end(self):
         self._start, self._stand_in = 0, None
@@ -118,6 +114,20 @@ class SharedDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         self.dataset.on_epoch_end()
+
+
+def as_tf_data(dataset: Any, trials: int = 0) -> Any:
+    """A `PyDataset` as `tf.data`; the first `trials` iterations do not count as epochs."""
+
+    def epoch():
+        nonlocal trials
+        trial, trials = trials > 0, max(trials - 1, 0)
+        for index in range(len(dataset)):
+            yield dataset[index]
+        if not trial:
+            dataset.on_epoch_end()
+
+    return _tf_data(epoch, dataset[0], len(dataset))
 
 
 def is_grain(x: Any) -> bool:

@@ -1,26 +1,31 @@
-"""Gradients clipped by their norm, where TensorFlow would take another one."""
+"""Gradients clipped by what they are, where Keras on TensorFlow would clip something else."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from keras_tfm.ops import replicas
 from keras_tfm.ops.backend import NAME
+
+CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
 
 
 def clip_summed(optimizer: Any) -> bool:
-    """Let this optimizer clip by the norm of gradients whose rows are summed.
+    """Let this optimizer clip gradients whose rows are summed, over all replicas.
 
     TensorFlow keeps the gradient of a lookup as a row for each token looked up, and takes the norm of these rows before it
     sums those of equal tokens: with an embedding, `clipnorm` and `global_clipnorm` clip by a number that is not the norm.
+    Under `tf.distribute`, Keras clips each replica's gradients and then adds them up; here they are added up first.
 
     Returns:
-        Whether the optimizer was changed: it is on TensorFlow, if it clips by a norm.
+        Whether the optimizer was changed: it is on TensorFlow, if it clips.
     """
-    norms = (getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm"))
-    if NAME != "tensorflow" or not any(norms):
+    limits = (getattr(optimizer, name, None) for name in CLIPS)
+    if NAME != "tensorflow" or not any(limits):
         return False
     if not isinstance(getattr(optimizer, "_clip_gradients", None), _Summed):
         optimizer._clip_gradients = _Summed(optimizer._clip_gradients)
+        optimizer._all_reduce_sum_gradients = _Reduced(optimizer._all_reduce_sum_gradients)
     return True
 
 
@@ -33,4 +38,15 @@ class _Summed:
     def __call__(self, grads: list) -> list:
         import tensorflow as tf
 
-        return self.clip([tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads])
+        summed = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        return self.clip(replicas.summed_gradients(summed))
+
+
+class _Reduced:
+    """In place of the optimizer's sum over replicas, behind which `_Summed` has been already."""
+
+    def __init__(self, reduce: Any):
+        self.reduce = reduce
+
+    def __call__(self, pairs: Any) -> Any:
+        return self.reduce(pairs) if replicas.count() == 1 else list(pairs)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from keras_tfm.ops import replicas
 from keras_tfm.ops.backend import NAME, Tensor
 
 # TensorFlow and torch on the CPU cut random words into 16-bit lanes, each a draw, exact to 1/65536. The scale uses the
 # rounded rate, so the expectation is exact.
 _LANES = 1 << 16
+_APART = 0x1E3779B1  # odd: between the first words of two replicas' states
 
 
 def _threshold(rate: float) -> int:
@@ -22,6 +24,9 @@ def _dropout_tensorflow(x: Tensor, rate: float, seed: keras.random.SeedGenerator
 
     threshold = _threshold(rate)
     state = tf.cast(seed.next(), tf.int32)
+    replica = replicas.index()
+    if replica is not None:  # each its own mask: the states are the same on all of them
+        state = state + tf.stack([replica * _APART, 0])
     count = tf.size(x)
     words = tf.random.stateless_uniform(((count + 1) // 2,), seed=state, minval=None, maxval=None, dtype=tf.uint32)
     lanes = tf.reshape(tf.bitcast(words, tf.uint16), (-1,))  # (words, 2) -> (2 * words,)

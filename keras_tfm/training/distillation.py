@@ -10,21 +10,23 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_tfm.distribution import check_placed
+from keras_tfm.distribution import check_placed, check_strategy
+from keras_tfm.distribution.sharing import check_arrays, checked
+from keras_tfm.distribution.strategies import Replicated, in_scope
 from keras_tfm.layers.base import check_rate, register
 from keras_tfm.models.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from keras_tfm.models.objectives import LinearCrossentropy, mean_of, weighted
 from keras_tfm.models.raw_data import check_data, is_words, split_rows
 from keras_tfm.models.recompiled import Recompiled
 from keras_tfm.models.resumed import resumed
-from keras_tfm.models.text_dataset import TextDataset
+from keras_tfm.models.text_dataset import TextDataset, opened
 from keras_tfm.models.token_classifiers import TokenClassifier
-from keras_tfm.ops import token_accumulation
+from keras_tfm.ops import replicas, token_accumulation
 from keras_tfm.training.student_teacher import BlockStates, check_pair, layer_pairs
 
 
 @register
-class Distiller(Recompiled, keras.Model):
+class Distiller(Recompiled, Replicated, keras.Model):
     """A student that learns from a teacher's probabilities (Hinton et al. 2015), and its states (Sanh et al. 2019).
 
     The loss is hard · L + (1 - hard) · T² · KL(teacher ‖ student) + hidden · (1 - cos): L is the student's own, with
@@ -97,22 +99,24 @@ class Distiller(Recompiled, keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """As `keras.Model.compute_loss`; y may be None where hard is 0."""
         losses = {}
-        if self.hard:
-            losses["hard"] = super().compute_loss(x, y, y_pred, sample_weight, training)
-        if self.hard == 1.0 and not self.hidden:
-            total = losses["hard"]
-        else:
+        # All states first: a loss sums over the replicas of tf.distribute, which then take turns with these objects.
+        states, taught = [self._states.taken()], None
+        if self.hard < 1.0 or self.hidden:
             with self._teacher_states.kept():
                 taught = self.teacher(self._inputs_of(self.teacher, x), training=False)
-            total = self.hard * losses["hard"] if self.hard else 0.0
+            states.append(self._teacher_states.taken())
+        total: Any = 0.0
+        if self.hard:
+            losses["hard"] = super().compute_loss(x, y, y_pred, sample_weight, training)
+            total = losses["hard"] if self.hard == 1.0 else self.hard * losses["hard"]
         if self.hard < 1.0:
             losses["soft"] = self._soft_loss(x, y, y_pred, taught, sample_weight)
             total = total + (1.0 - self.hard) * losses["soft"]
         if self.hidden:
-            losses["hidden"] = self._hidden_loss(x)
+            losses["hidden"] = self._hidden_loss(x, *states)
             total = total + self.hidden * losses["hidden"]
         for part, loss in losses.items():
-            self._trackers[part].update_state(loss)
+            self._trackers[part].update_state(loss * replicas.count())  # each replica's is its share of the mean
         return total
 
     def _soft_loss(self, x: Any, y: Any, logits: Any, taught: Any, sample_weight: Any) -> Any:
@@ -132,9 +136,8 @@ class Distiller(Recompiled, keras.Model):
             total = total + mean_of(ops.sum(divergence * weights), ops.sum(weights)) * self.temperature**2
         return total
 
-    def _hidden_loss(self, x: Any) -> Any:
+    def _hidden_loss(self, x: Any, student: list[Any], teacher: list[Any]) -> Any:
         """1 - the cosine between states, the mean over tokens that are not padding and over pairs of blocks."""
-        student, teacher = self._states.taken(), self._teacher_states.taken()
         cosines = []
         for ours, theirs in self.layer_pairs:
             states = [ops.cast(values, "float32") for values in (student[ours], ops.stop_gradient(teacher[theirs]))]
@@ -169,6 +172,7 @@ class Distiller(Recompiled, keras.Model):
 
     # Training ---------------------------------------------------------------------------------------------------------
 
+    @in_scope
     def compile(self, optimizer: Any = None, loss: Any = "auto", *, metrics: Any = "auto", **options: Any) -> None:
         """As the student's `compile`, whose loss, metrics and optimizer these are: it is compiled along.
 
@@ -206,6 +210,7 @@ class Distiller(Recompiled, keras.Model):
     def _own_results(self) -> dict[str, Any]:
         return {metric.name: metric.result() for metric in (self._loss_tracker, *self._trackers.values())}
 
+    @in_scope
     def fit(
         self,
         x=None,
@@ -223,11 +228,13 @@ class Distiller(Recompiled, keras.Model):
         check_placed(self)
         if not self.compiled:
             self.compile()
+        check_strategy(self)
         if validation_split and self.student._is_raw(x):
             (x, y, sample_weight), validation_data = split_rows(validation_split, x, y, sample_weight)
             validation_split = 0.0
         raw = self.student._is_raw(x) or isinstance(x, TextDataset)
         resume = functools.partial(resumed, options.get("callbacks"), steps_per_epoch=options.get("steps_per_epoch"))
+        check_arrays(x, batch_size or 32, validation_split)
         x, y, sample_weight = self._data("fit", x, y, sample_weight, batch_size, shuffle, resume)
         if isinstance(validation_data, (tuple, list)):
             held_out, labels, weight = (*validation_data, None, None)[:3]
@@ -247,6 +254,7 @@ class Distiller(Recompiled, keras.Model):
             **options,
         )
 
+    @in_scope
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **options):
         """As the student's `evaluate`, with the loss of the distillation."""
         if not self.compiled:
@@ -293,7 +301,8 @@ class Distiller(Recompiled, keras.Model):
         y = student._array_labels(x, y)
         if self.hard:
             student._check_labelled(method, x, y)
-        return resume(x), y, weight
+        check_arrays(x, rows or 32)
+        return checked(resume(opened(x))), y, weight
 
     # Saving -----------------------------------------------------------------------------------------------------------
 
