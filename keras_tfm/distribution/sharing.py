@@ -25,6 +25,19 @@ def shares() -> int:
     return int(mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)])
 
 
+def local_rows(rows: int) -> np.ndarray:
+    """Which of a batch's rows the devices of this process have, of several processes on JAX; all of them for one."""
+    import jax
+
+    if jax.process_count() == 1:
+        return np.arange(rows)
+    distribution = keras.distribution.distribution()
+    axes = jax.sharding.PartitionSpec(distribution.batch_dim_name)
+    sharding = jax.sharding.NamedSharding(distribution.device_mesh.backend_mesh, axes)
+    parts = {index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map((rows,)).values()}
+    return np.concatenate([np.arange(*part) for part in sorted(parts)])
+
+
 def check_rows(rows: int, batch_size: int, remedy: str = "") -> None:
     """Raise ValueError unless the devices can share every batch of so many rows, the last one included.
 
@@ -45,15 +58,28 @@ def check_rows(rows: int, batch_size: int, remedy: str = "") -> None:
 
 
 def check_arrays(x: Any, batch_size: int, validation_split: float = 0.0) -> None:
-    """Raise ValueError for arrays whose batches the devices cannot share; other data is let pass."""
+    """Raise ValueError for arrays whose batches the devices, or hosts, cannot share; other data is let pass."""
     given = isinstance(x, (dict, list, tuple, np.ndarray)) or keras.ops.is_tensor(x)
     arrays = keras.tree.flatten(x) if given else []
-    if shares() > 1 and arrays and all(hasattr(array, "shape") for array in arrays):
+    if not arrays or not all(hasattr(array, "shape") for array in arrays):
+        return
+    if NAME == "jax" and _processes() > 1:
+        raise ValueError(
+            "On several hosts, arrays are not shared: Keras would take those of each host for other rows. Give raw rows "
+            "(strings, or examples), of which each host takes its part, or a PyDataset or tf.data of this host's rows."
+        )
+    if shares() > 1:
         rows = len(arrays[0])
         remedy = ", or raw rows (strings, or examples), whose last batch is filled up with rows that count for nothing"
         trained = int(rows * (1 - validation_split))
         check_rows(trained, batch_size, remedy)
         check_rows(rows - trained, batch_size, remedy)
+
+
+def _processes() -> int:
+    import jax
+
+    return jax.process_count()
 
 
 def filled_up(batch: tuple[Any, ...], parts: int) -> tuple[Any, ...]:

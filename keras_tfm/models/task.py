@@ -23,7 +23,7 @@ from keras_tfm.models.raw_data import check_data, is_examples, is_text, split_ro
 from keras_tfm.models.raw_rows import RawRows
 from keras_tfm.models.recompiled import Recompiled
 from keras_tfm.models.resumed import resumed
-from keras_tfm.models.text_dataset import TextDataset, is_grain, opened
+from keras_tfm.models.text_dataset import TextDataset, is_grain, opened, sharing_itself
 from keras_tfm.ops import clipping, fused_adam, token_accumulation
 
 STEPS = ("train_step", "test_step", "compute_loss")  # where a subclass may do without labels
@@ -214,16 +214,17 @@ class Task(RawRows, Recompiled, Replicated, Pretrained, NamedInputsModel):
         )
         self._given_to_fit = given
         try:
-            return super().fit(
-                x=x,
-                y=y,
-                batch_size=batch_size,
-                shuffle=shuffle,
-                validation_data=validation_data,
-                validation_split=validation_split,
-                sample_weight=sample_weight,
-                **options,
-            )
+            with sharing_itself(x, validation_data):
+                return super().fit(
+                    x=x,
+                    y=y,
+                    batch_size=batch_size,
+                    shuffle=shuffle,
+                    validation_data=validation_data,
+                    validation_split=validation_split,
+                    sample_weight=sample_weight,
+                    **options,
+                )
         finally:
             self._given_to_fit = None
 
@@ -244,7 +245,8 @@ class Task(RawRows, Recompiled, Replicated, Pretrained, NamedInputsModel):
             self._check_labelled("evaluate", x, y)
             check_arrays(x, batch_size or 32)
             x = checked(opened(x))
-        return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
+        with sharing_itself(x):
+            return super().evaluate(x=x, y=y, batch_size=batch_size, sample_weight=sample_weight, **options)
 
     @in_scope
     def predict(self, x, batch_size=None, **options):

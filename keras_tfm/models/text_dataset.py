@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_tfm.data import TextBatches
-from keras_tfm.distribution.sharing import check_rows, filled_up, shares
+from keras_tfm.distribution.sharing import check_rows, filled_up, local_rows, shares
 from keras_tfm.models.objectives import TokenCrossentropy
 from keras_tfm.ops.backend import NAME
 
@@ -110,10 +111,29 @@ class SharedDataset(keras.utils.PyDataset):
         return len(self.dataset)
 
     def __getitem__(self, index):
-        return filled_up(self.dataset[index], self.parts)
+        batch = filled_up(self.dataset[index], self.parts)
+        if NAME != "jax":
+            return batch
+        rows = local_rows(len(keras.tree.flatten(batch)[0]))
+        return keras.tree.map_structure(lambda array: array[rows], batch)
 
     def on_epoch_end(self):
         self.dataset.on_epoch_end()
+
+
+@contextmanager
+def sharing_itself(*data: Any) -> Iterator[None]:
+    """Inside, Keras takes data that are all of `SharedDataset` as this process's part, which they are."""
+    distribution = keras.distribution.distribution() if NAME == "jax" else None
+    ours = all(one is None or isinstance(one, SharedDataset) for one in data)
+    if not ours or not getattr(distribution, "auto_shard_dataset", False):
+        yield
+        return
+    distribution.auto_shard_dataset = False
+    try:
+        yield
+    finally:
+        distribution.auto_shard_dataset = True
 
 
 def as_tf_data(dataset: Any, trials: int = 0) -> Any:

@@ -21,6 +21,25 @@ IDS = np.random.default_rng(0).integers(5, 30, (19, 6)).astype("int32")
 pytestmark = pytest.mark.filterwarnings("ignore:.*pooler.*")
 
 
+EAGERLY = BACKEND != "jax"  # where each run would trace a model of its own; JAX keeps what it has compiled
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_programs(tmp_path_factory):
+    if BACKEND != "jax":
+        yield
+        return
+    import jax
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("programs")))
+    jax.config.update(names[1], 0.0)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 class Stop(Exception):
     pass
 
@@ -45,8 +64,7 @@ def sizes(**options):
     }
 
 
-def classifier(optimizer=None, run_eagerly=True, **options):
-    """Op by op, unless told otherwise: each run would compile a model of its own."""
+def classifier(optimizer=None, run_eagerly=EAGERLY, **options):
     model = tfm.TextClassifier(tfm.models.bert(**sizes()), 2, tokenizer=TOKENIZER)
     model.compile(
         optimizer or keras.optimizers.AdamW(1e-2),
@@ -63,7 +81,7 @@ def compiled():
 
 def masked():
     model = tfm.MaskedLM(tfm.models.bert(**sizes()), tokenizer=TOKENIZER)
-    model.compile(keras.optimizers.AdamW(1e-2), run_eagerly=True)
+    model.compile(keras.optimizers.AdamW(1e-2), run_eagerly=EAGERLY)
     return model
 
 
@@ -289,7 +307,7 @@ def test_one_callback_serves_two_fits(tmp_path):
 def test_a_distiller_too(tmp_path):
     def make():
         model = tfm.training.Distiller(classifier(), classifier())
-        model.compile(keras.optimizers.AdamW(1e-2), run_eagerly=True)
+        model.compile(keras.optimizers.AdamW(1e-2), run_eagerly=EAGERLY)
         return model
 
     expected = run(make, on_texts)
