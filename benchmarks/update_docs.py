@@ -13,6 +13,7 @@ from benchmarks import (
     char_gpt,
     examples,
     families,
+    features,
     few_rows,
     finetune,
     finetune_rates,
@@ -57,6 +58,7 @@ def sections() -> dict[str, str]:
         ("few_rows", few_rows.table),
         ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),
+        ("features", lambda r: features.table(r["results"])),
         ("families", lambda r: families.table(r["families"])),
     ):
         path = RESULTS / f"{name}.json"
