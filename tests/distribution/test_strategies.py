@@ -189,7 +189,7 @@ def test_plain_keras_works_where_nothing_is_refused():
 @pytest.mark.parametrize("fault", [
     "float16", "jit_compile", "gradient_accumulation_steps", "steps_per_execution", "clipnorm", "global_clipnorm",
     "clipvalue", "uneven last batch", "empty replica", "masked tokens", "mean_with_sample_weight", "boolean inputs",
-    "dropout", "predict_on_batch",
+    "dropout", "predict_on_batch", "repeated tokens",
 ])  # fmt: skip
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="Keras 3.15.1 under MirroredStrategy")
 def test_plain_keras_is_right(fault):
