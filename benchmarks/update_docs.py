@@ -13,6 +13,7 @@ from benchmarks import (
     char_gpt,
     examples,
     families,
+    features,
     few_rows,
     finetune,
     finetune_rates,
@@ -59,6 +60,7 @@ def sections() -> dict[str, str]:
         ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),
         ("plan", lambda r: plan.table(r["results"])),
+        ("features", lambda r: features.table(r["results"])),
         ("families", lambda r: families.table(r["families"])),
     ):
         path = RESULTS / f"{name}.json"

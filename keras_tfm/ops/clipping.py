@@ -17,11 +17,13 @@ def clip_summed(optimizer: Any) -> bool:
     sums those of equal tokens: with an embedding, `clipnorm` and `global_clipnorm` clip by a number that is not the norm.
     Under `tf.distribute`, Keras clips each replica's gradients and then adds them up; here they are added up first.
 
+    There, rows are summed without clipping too: Keras's Adam would square each of an embedding's rows, and add the squares.
+
     Returns:
-        Whether the optimizer was changed: it is on TensorFlow, if it clips.
+        Whether the optimizer was changed: it is on TensorFlow, if it clips or is made in a strategy's scope.
     """
     limits = (getattr(optimizer, name, None) for name in CLIPS)
-    if NAME != "tensorflow" or not any(limits):
+    if NAME != "tensorflow" or not (any(limits) or replicas.expected()):
         return False
     if not isinstance(getattr(optimizer, "_clip_gradients", None), _Summed):
         optimizer._clip_gradients = _Summed(optimizer._clip_gradients)

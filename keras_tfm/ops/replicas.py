@@ -25,6 +25,15 @@ def _context() -> Any:
     return context if context is not None and context.num_replicas_in_sync > 1 else None
 
 
+def expected() -> bool:
+    """Whether this is the scope of a strategy, outside of a step too."""
+    if NAME != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return bool(tf.distribute.has_strategy())
+
+
 def count() -> int:
     """How many replicas share this step; 1 outside of one."""
     context = _context()

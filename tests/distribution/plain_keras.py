@@ -87,6 +87,21 @@ def dropout():
     return not np.array_equal(first, second)
 
 
+def repeated_tokens():
+    """Whether Adam takes the sum of what equal tokens add to an embedding's gradient; on one device too."""
+    ends = []
+    for sparse in (False, True):
+        table = keras.Variable(np.zeros((3, 2), "float32"))
+        adam = keras.optimizers.Adam(1e-2, epsilon=1e-5)
+        adam.build([table])
+        for sign in (1.0, -0.4):
+            rows = tf.constant([[1.0, 2.0], [3.0, -1.0]]) * sign
+            gradient = tf.IndexedSlices(rows, tf.constant([0, 0]), tf.constant([3, 2]))
+            adam.apply([gradient if sparse else tf.convert_to_tensor(gradient)])
+        ends.append(np.asarray(table))
+    return np.allclose(*ends, atol=1e-6)
+
+
 def predict_on_batch():
     with STRATEGY.scope():
         model = classifier()
@@ -109,6 +124,7 @@ CHECKS = {
     "boolean inputs": boolean_inputs,
     "dropout": dropout,
     "predict_on_batch": predict_on_batch,
+    "repeated tokens": repeated_tokens,
 }
 
 

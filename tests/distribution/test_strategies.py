@@ -31,7 +31,7 @@ def started(script: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def result(process: subprocess.Popen, timeout: float = 500) -> dict:
+def result(process: subprocess.Popen, timeout: float = 900) -> dict:
     """The JSON that a worker prints, within so many seconds."""
     try:
         output, errors = process.communicate(timeout=timeout)
@@ -43,13 +43,25 @@ def result(process: subprocess.Popen, timeout: float = 500) -> dict:
 
 
 @functools.cache
+def outcome(script: str) -> dict:
+    """Of a worker, which runs once: a failure is kept too."""
+    try:
+        return result(started(script))
+    except (AssertionError, subprocess.TimeoutExpired) as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
 def mirrored() -> dict:
-    return result(started("mirrored.py"))
+    found = outcome("mirrored.py")
+    assert "failed" not in found, found["failed"]
+    return found
 
 
-@functools.cache
 def plain() -> dict:
-    return result(started("plain_keras.py"))
+    found = outcome("plain_keras.py")
+    if "failed" in found:  # no AssertionError, which is expected of what Keras gets wrong
+        raise RuntimeError(found["failed"])
+    return found
 
 
 def of(name: str):
@@ -130,6 +142,11 @@ def test_a_distiller_trains_and_logs_what_one_device_does():
 
 
 @on_tensorflow
+def test_the_page_runs():
+    assert of("page") == 2
+
+
+@on_tensorflow
 def test_auto_does_not_choose_xla():
     assert of("jit_auto") == {"one": True, "many": False}
 
@@ -172,7 +189,7 @@ def test_plain_keras_works_where_nothing_is_refused():
 @pytest.mark.parametrize("fault", [
     "float16", "jit_compile", "gradient_accumulation_steps", "steps_per_execution", "clipnorm", "global_clipnorm",
     "clipvalue", "uneven last batch", "empty replica", "masked tokens", "mean_with_sample_weight", "boolean inputs",
-    "dropout", "predict_on_batch",
+    "dropout", "predict_on_batch", "repeated tokens",
 ])  # fmt: skip
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="Keras 3.15.1 under MirroredStrategy")
 def test_plain_keras_is_right(fault):
