@@ -169,7 +169,7 @@ REFUSED = {
     "other loss": "compile with a loss that leaves labels of -100 out",
     "model": "was built outside of any strategy's scope, and is to be trained in a MirroredStrategy",
     "backbone": "was made outside of the scope of the MirroredStrategy",
-    "optimizer": "The optimizer 'adam' was made outside of the scope",
+    "optimizer": "was made outside of the scope of the model's MirroredStrategy",
     "other strategy": "was built in the scope of another MirroredStrategy",
 }
 
