@@ -38,6 +38,9 @@ def accelerate(optimizer: Any) -> bool:
     plain = type(optimizer).__module__.startswith("keras.")
     if not plain or not hasattr(torch, "_fused_adam_"):
         return False
+    if not hasattr(_TorchStep.__call__, "_torchdynamo_disable"):
+        # The kernel takes none of the stand-ins that `torch.compile` traces with: a compiled step leaves off before it.
+        _TorchStep.__call__ = torch.compiler.disable(_TorchStep.__call__)  # type: ignore[method-assign]
     optimizer._parallel_update_step = _TorchStep(optimizer)
     return True
 

@@ -69,3 +69,14 @@ def test_leaves_others_alone():
         assert accelerate(optimizer) is False
     if BACKEND != "torch":
         assert accelerate(Mine()) is False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="by torch.compile")
+def test_steps_can_be_compiled():
+    compiled, plain = trained(keras.optimizers.AdamW(1e-2), True, steps=0), trained(keras.optimizers.AdamW(1e-2), True)
+    compiled.compile(compiled.optimizer, "mse", jit_compile=True)
+    for _ in range(7):
+        compiled.train_on_batch(X, Y)
+    for a, b in zip(plain.variables, compiled.variables, strict=True):
+        np.testing.assert_allclose(numpy(a), numpy(b), rtol=2e-5, atol=1e-6)
