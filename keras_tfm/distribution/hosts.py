@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -16,7 +17,8 @@ from keras_tfm.ops.backend import NAME
 PORT = 47331  # of the first process, where the launcher names none
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """The processes of a run.
 
     Attributes:
@@ -109,8 +111,9 @@ def initialize(
         raise ValueError(f"timeout must be positive seconds; got {timeout!r}.")
     if found.count > 1:
         meet(found.coordinator, found.count, found.index, timeout)
-        if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        config: Any = jax.config
+        if config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+            config.update("jax_cpu_collectives_implementation", "gloo")
         keras.distribution.initialize(found.coordinator, found.count, found.index)
     return found
 

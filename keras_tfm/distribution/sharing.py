@@ -34,7 +34,8 @@ def local_rows(rows: int) -> np.ndarray:
     distribution = keras.distribution.distribution()
     axes = jax.sharding.PartitionSpec(distribution.batch_dim_name)
     sharding = jax.sharding.NamedSharding(distribution.device_mesh.backend_mesh, axes)
-    parts = {index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map((rows,)).values()}
+    placed: Any = sharding.addressable_devices_indices_map((rows,))
+    parts = {index[0].indices(rows)[:2] for index in placed.values()}
     return np.concatenate([np.arange(*part) for part in sorted(parts)])
 
 

@@ -124,7 +124,7 @@ class SharedDataset(keras.utils.PyDataset):
 @contextmanager
 def sharing_itself(*data: Any) -> Iterator[None]:
     """Inside, Keras takes data that are all of `SharedDataset` as this process's part, which they are."""
-    distribution = keras.distribution.distribution() if NAME == "jax" else None
+    distribution: Any = keras.distribution.distribution() if NAME == "jax" else None
     ours = all(one is None or isinstance(one, SharedDataset) for one in data)
     if not ours or not getattr(distribution, "auto_shard_dataset", False):
         yield

@@ -240,7 +240,7 @@ def test_initialize_says_what_is_missing(monkeypatch):
         initialize("a", 2, 0)
     with pytest.raises(ValueError, match="timeout must be positive"):
         initialize("a:1", 2, 0, timeout=0)
-    assert initialize("a:1", 1, 0) == ("a:1", 1, 0, "arguments")  # nobody to meet
+    assert initialize("a:1", 1, 0) == Processes("a:1", 1, 0, "arguments")  # nobody to meet
     with pytest.raises(TimeoutError, match="has not answered process 1"):
         initialize(f"127.0.0.1:{free_port()}", 2, 1, timeout=0.5)
 
