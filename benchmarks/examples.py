@@ -26,6 +26,7 @@ RUNS: dict[str, list[str]] = {  # name to the command's arguments
     "compare_packed": ["compare_finetuning.py", "--compare", "packed"],
     "tag_entities": ["tag_entities.py"],
     "answer_questions": ["answer_questions.py"],
+    "survive_kills": ["survive_kills.py"],
 }
 
 

@@ -184,3 +184,20 @@ def forgetting(scores: Mapping[str, Mapping[str, float]], path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def laid_over(losses: Mapping[str, Mapping[int, float]], kills: Sequence[int], path: Path) -> None:
+    """The loss of the run that was left alone, that of the killed one upon it, and where it was killed."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    alone, killed = losses["alone"], losses["killed"]
+    axes.plot(list(alone), list(alone.values()), color=HELD_OUT, lw=6, alpha=0.35, label="left alone")
+    axes.plot(list(killed), list(killed.values()), color=TRAIN, lw=1.4, label="killed and started again")
+    for place, step in enumerate(kills):
+        label = "killed" if place == 0 else None
+        axes.axvline(step, color="#888888", linestyle=":", lw=1.2, label=label)
+    axes.set(xlabel="batch", ylabel="loss, the mean over the epoch so far", title="One run, and one that was killed")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
