@@ -24,10 +24,10 @@ def test_a_run(tmp_path, monkeypatch, capfd):
     output = tmp_path / "run"
     run(monkeypatch, "--kills", 1, "--steps", 30, "--save-every", 4, "--output", output)
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["results"] == {"largest difference of the losses": 0.0, "weights that are the same bits": 1.0}
+    assert metrics["results"] == {"largest difference of the losses": 0.0, "weights that are equal": 1.0}
     assert metrics["rows"] == {"batches": 30, "kills": 1}
     assert (output / "curves.png").stat().st_size > 10_000
-    assert "the same weights, bit for bit: True" in capfd.readouterr().out
+    assert "weights that are equal, bit for bit: 100%" in capfd.readouterr().out
     with pytest.raises(SystemExit):
         run(monkeypatch, "--output", output)
     assert "is there already" in capfd.readouterr().err
