@@ -74,9 +74,8 @@ def main() -> None:
     rows = {"batches": len(losses["alone"]), "kills": len(kills)}
     history = {name: list(found.values()) for name, found in losses.items()}
     _common.write_metrics(args, SETTINGS, rows, results, history, time.time() - start)
-    print(
-        f"\n{len(kills)} kills; largest difference of the losses {apart:g}; weights that are equal, bit for bit: {equal:.0%}"
-    )
+    print(f"\n{len(kills)} kills; largest difference of the losses {apart:g}", end="; ")
+    print(f"weights that are equal, bit for bit: {equal:.0%}")
     print(f"Took {(time.time() - start) / 60:.1f} minutes. {args.output} holds curves.png and metrics.json.")
 
 

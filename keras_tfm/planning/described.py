@@ -21,17 +21,7 @@ from keras_tfm.ops.backend import without_allocating
 
 # Which task a kind of model is planned for, unless one is named: that of its pretraining.
 USUAL = {"encoder": "MaskedLM", "decoder": "CausalLM", "encoder_decoder": "Seq2SeqLM"}
-TASKS = (
-    "Backbone",
-    "CausalLM",
-    "ImageClassifier",
-    "MaskedLM",
-    "QuestionAnswerer",
-    "Seq2SeqLM",
-    "TextClassifier",
-    "TextEmbedder",
-    "TokenClassifier",
-)
+TASKS = tuple(name for name in models.__all__ if name[0].isupper())
 
 
 @dataclass(frozen=True)

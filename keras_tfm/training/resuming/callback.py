@@ -140,6 +140,12 @@ class Resume(keras.callbacks.Callback):
                 f"The checkpoint is of batch {at['step']} of an epoch, which steps_per_execution="
                 f"{model.steps_per_execution} does not divide; take that of then."
             )
+        steps = self.params.get("steps")
+        if None not in (steps, found.facts["steps"]) and steps != found.facts["steps"]:
+            raise ValueError(
+                f"The checkpoint is of other data: an epoch had {found.facts['steps']} batches, one of these has {steps}. "
+                "Give the same rows in batches of the same size, or take another directory."
+            )
         if (backend := found.facts["backend"]) != NAME:
             warnings.warn(f"The run was on {backend} and goes on on {NAME}, with other random numbers.", stacklevel=2)
         model_state.restore(model, found.arrays)
@@ -258,6 +264,7 @@ class Resume(keras.callbacks.Callback):
             "is_within": is_within,
             "logs": {name: float(value) for name, value in self._logs.items()},
             "stopped": stopped,
+            "steps": self.params.get("steps"),
             "data": self._data_state,
             "random": {moment: rest for moment, (_, rest) in moments.items()},
             "history": {name: [float(value) for value in values] for name, values in history.history.items()},

@@ -345,6 +345,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"another run: .* had the shape \(40, 8\), .* has \(40, 16\)"):
         run(wider, on_texts, tmp_path)
+    with pytest.raises(ValueError, match="other data: an epoch had 5 batches, one of these has 10"):
+        run(classifier, lambda model, resume, **o: model.fit(TEXTS, LABELS, batch_size=2, epochs=3, **o), tmp_path)
     with pytest.raises(ValueError, match="another run: its optimizer had"):
         run(lambda: classifier(keras.optimizers.SGD(0.1)), on_texts, tmp_path)
     with pytest.raises(ValueError, match=r"callbacks \[\]; Resume was given \['EarlyStopping'\]"):
