@@ -98,9 +98,17 @@ class Distiller(Recompiled, Replicated, keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """As `keras.Model.compute_loss`; y may be None where hard is 0."""
-        losses = {}
         # All states first: a loss sums over the replicas of tf.distribute, which then take turns with these objects.
-        states, taught = [self._states.taken()], None
+        own = self._states.taken()
+        try:
+            return self._loss_of(own, x, y, y_pred, sample_weight, training)
+        except Exception:
+            self._states.give_back(own)  # Keras tries shapes alone first, on torch, and then again
+            raise
+
+    def _loss_of(self, own: list[Any], x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Any:
+        losses = {}
+        states, taught = [own], None
         if self.hard < 1.0 or self.hidden:
             with self._teacher_states.kept():
                 taught = self.teacher(self._inputs_of(self.teacher, x), training=False)

@@ -49,6 +49,10 @@ class BlockStates:
         found, self._found = self._found, []
         return found
 
+    def give_back(self, states: list[Any]) -> None:
+        """Let states that were taken be taken again."""
+        self._found = states
+
 
 def _stack(model: Any) -> Any:
     """The blocks behind the outputs."""
