@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import keras
 
@@ -44,7 +44,7 @@ def in_scope(method: Method) -> Method:
         with scope_of(self):
             return method(self, *arguments, **options)
 
-    return scoped  # type: ignore[return-value]
+    return cast(Method, scoped)
 
 
 def replicas_of(model: Any = None) -> int:

@@ -38,21 +38,18 @@ def accelerate(optimizer: Any) -> bool:
     plain = type(optimizer).__module__.startswith("keras.")
     if not plain or not hasattr(torch, "_fused_adam_"):
         return False
-    if not hasattr(_TorchStep.__call__, "_torchdynamo_disable"):
-        # The kernel takes none of the stand-ins that `torch.compile` traces with: a compiled step leaves off before it.
-        _TorchStep.__call__ = torch.compiler.disable(_TorchStep.__call__)  # type: ignore[method-assign]
-    optimizer._parallel_update_step = _TorchStep(optimizer)
+    from keras_tfm.ops.fused_adam_torch import TorchStep
+
+    optimizer._parallel_update_step = TorchStep(optimizer)
     return True
 
 
-class _Step:
+class _TensorFlowStep:
     """A rule in place of the optimizer's; copied and pickled along with it."""
 
     def __init__(self, optimizer: Any):
         self.optimizer = optimizer
 
-
-class _TensorFlowStep(_Step):
     def __call__(self, gradient, variable, learning_rate):
         import tensorflow as tf
 
@@ -72,32 +69,4 @@ class _TensorFlowStep(_Step):
             beta2=tf.cast(adam.beta_2, dtype),
             epsilon=tf.cast(adam.epsilon, dtype),
             grad=tf.cast(tf.convert_to_tensor(gradient), dtype),
-        )
-
-
-class _TorchStep(_Step):
-    def __call__(self, gradients, variables, learning_rate):
-        import torch
-
-        adam = self.optimizer
-        step = int(adam.iterations) + 1
-        indices = [adam._get_variable_index(variable) for variable in variables]
-        weights = [variable.value for variable in variables]
-        momentums, velocities = ([state[i].value for i in indices] for state in (adam._momentums, adam._velocities))
-        steps = [torch.tensor(float(step), device=weight.device) for weight in weights]
-        torch._fused_adam_(
-            weights,
-            [gradient.to(weight.dtype).contiguous() for gradient, weight in zip(gradients, weights, strict=True)],
-            momentums,
-            velocities,
-            [],
-            steps,
-            amsgrad=False,
-            lr=float(learning_rate),
-            beta1=adam.beta_1,
-            beta2=adam.beta_2,
-            weight_decay=0.0,  # Keras has applied it already
-            # torch divides the velocity's root by its bias correction before epsilon is added, Keras after.
-            eps=adam.epsilon / (1.0 - adam.beta_2**step) ** 0.5,
-            maximize=False,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from keras_tfm.models.resumed import resumed
 from keras_tfm.models.text_dataset import TextDataset, opened
 from keras_tfm.models.token_classifiers import TokenClassifier
 from keras_tfm.ops import replicas, token_accumulation
-from keras_tfm.training.student_teacher import BlockStates, check_pair, layer_pairs
+from keras_tfm.training.student_teacher import block_states, check_pair, layer_pairs
 
 
 @register
@@ -84,35 +85,31 @@ class Distiller(Recompiled, Replicated, keras.Model):
         self.hard = float(hard)
         self.hidden = float(hidden)
         self.layer_pairs = pairs
-        self._states = BlockStates(student if hidden else None)
-        self._teacher_states = BlockStates(teacher if hidden else None)
+        self._call = types.SimpleNamespace(states=[])  # of the student's blocks, from a call until its loss
         parts = {"hard": hard > 0, "soft": hard < 1, "hidden": hidden > 0}
         self._trackers = {part: keras.metrics.Mean(name=f"{part}_loss") for part, used in parts.items() if used}
         self.built = True
 
     def call(self, inputs, training=None):
-        with self._states.kept():
+        with block_states(self.student, bool(self.hidden)) as self._call.states:
             return self.student(self._inputs_of(self.student, inputs), training=training)
 
     # The loss ---------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """As `keras.Model.compute_loss`; y may be None where hard is 0."""
-        # All states first: a loss sums over the replicas of tf.distribute, which then take turns with these objects.
-        own = self._states.taken()
-        try:
-            return self._loss_of(own, x, y, y_pred, sample_weight, training)
-        except Exception:
-            self._states.give_back(own)  # Keras tries shapes alone first, on torch, and then again
-            raise
+        states = self._call.states
+        loss = self._loss_of(states, x, y, y_pred, sample_weight, training)
+        if self._call.states is states:  # replicas of tf.distribute take turns where a loss sums over them
+            self._call.states = []
+        return loss
 
-    def _loss_of(self, own: list[Any], x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Any:
+    def _loss_of(self, states: list[Any], x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Any:
         losses = {}
-        states, taught = [own], None
+        taught, taught_states = None, []
         if self.hard < 1.0 or self.hidden:
-            with self._teacher_states.kept():
+            with block_states(self.teacher, bool(self.hidden)) as taught_states:
                 taught = self.teacher(self._inputs_of(self.teacher, x), training=False)
-            states.append(self._teacher_states.taken())
         total: Any = 0.0
         if self.hard:
             losses["hard"] = super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -121,7 +118,7 @@ class Distiller(Recompiled, Replicated, keras.Model):
             losses["soft"] = self._soft_loss(x, y, y_pred, taught, sample_weight)
             total = total + (1.0 - self.hard) * losses["soft"]
         if self.hidden:
-            losses["hidden"] = self._hidden_loss(x, *states)
+            losses["hidden"] = self._hidden_loss(x, states, taught_states)
             total = total + self.hidden * losses["hidden"]
         for part, loss in losses.items():
             self._trackers[part].update_state(loss * replicas.count())  # each replica's is its share of the mean

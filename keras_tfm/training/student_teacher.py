@@ -14,44 +14,33 @@ from keras_tfm.models.token_classifiers import QuestionAnswerer, TokenClassifier
 TASKS = (Classifier, TokenClassifier, QuestionAnswerer, MaskedLM, CausalLM, Seq2SeqLM)
 
 
-class BlockStates:
-    """What each block of a model gives in its latest call within `kept`. Nothing of no model."""
+@contextlib.contextmanager
+def block_states(model: Any, wanted: bool = True):
+    """Within: a call of the model puts what each block gives, (batch, length, hidden_dim), into the list that this yields.
 
-    def __init__(self, model: Any):
-        self.stack = None if model is None else _stack(model)
-        self._found: list[Any] = []
+    Nothing is put there unless it is wanted.
+    """
+    found: list[Any] = []
+    if not wanted:
+        yield found
+        return
+    stack = _stack(model)
+    if stack.recompute:
+        raise ValueError("hidden needs the states that recompute_blocks() has let go: recompute_blocks(False).")
+    blocks = stack.blocks
+    stack.blocks = [_keeping(block, found) for block in blocks]
+    try:
+        yield found
+    finally:
+        stack.blocks = blocks
 
-    @contextlib.contextmanager
-    def kept(self):
-        """Within: a call of the model leaves its states."""
-        if self.stack is None:
-            yield
-            return
-        if self.stack.recompute:
-            raise ValueError("hidden needs the states that recompute_blocks() has let go: recompute_blocks(False).")
-        blocks, self._found = self.stack.blocks, []
-        self.stack.blocks = [self._keeping(block) for block in blocks]
-        try:
-            yield
-        finally:
-            self.stack.blocks = blocks
 
-    def _keeping(self, block: Any) -> Any:
-        def call(x: Any, **options: Any) -> Any:
-            result = block(x, **options)
-            self._found.append(result)
-            return result
+def _keeping(block: Any, found: list[Any]) -> Any:
+    def call(x: Any, **options: Any) -> Any:
+        found.append(block(x, **options))
+        return found[-1]
 
-        return call
-
-    def taken(self) -> list[Any]:
-        """The states, (batch, length, hidden_dim) each, which are let go."""
-        found, self._found = self._found, []
-        return found
-
-    def give_back(self, states: list[Any]) -> None:
-        """Let states that were taken be taken again."""
-        self._found = states
+    return call
 
 
 def _stack(model: Any) -> Any:
