@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -52,6 +53,58 @@ def matrix_rate(seconds: float = 1.0, size: int = 1024) -> float:
     return best
 
 
+def gradient_step(
+    function: Callable, by: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()
+) -> Callable[[], object]:
+    """What computes a scalar function of arrays and its gradients by the first of them, compiled and ready to run."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        given = [jax.device_put(x) for x in (*by, *others)]
+        compiled = jax.jit(jax.value_and_grad(function, argnums=tuple(range(len(by))))).lower(*given).compile()
+        return lambda: jax.block_until_ready(compiled(*given))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        variables, constants = [tf.constant(x) for x in by], [tf.constant(x) for x in others]
+
+        @tf.function
+        def traced():
+            with tf.GradientTape() as tape:
+                tape.watch(variables)
+                value = function(*variables, *constants)
+            return value, tape.gradient(value, variables)
+
+        traced.get_concrete_function()
+        return lambda: traced()[0].numpy()
+    import torch
+
+    leaves, constants = [torch.from_numpy(x).requires_grad_() for x in by], [torch.from_numpy(x) for x in others]
+
+    def run():
+        for leaf in leaves:
+            leaf.grad = None
+        function(*leaves, *constants).backward()
+
+    return run
+
+
+def peak(step: Callable[[], object]) -> int:
+    """Bytes that a step takes above what the process holds already (Linux)."""
+
+    def status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = status("VmRSS")
+    step()
+    return status("VmHWM") - before
+
+
 def in_processes(module: str, backends: Iterable[str], rounds: int) -> dict[str, dict]:
     """What `python -m module --json` says of each backend, each in a process of its own.
 
@@ -85,14 +138,17 @@ def run_by_backend(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=BACKENDS)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="one round, smaller where the suite says so; not kept")
     parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick:
+        args.rounds = 1
     if args.json:
         print("RESULT " + json.dumps(measure(args.backend, args.rounds)))
         return
     results = in_processes(f"benchmarks.{module}", [args.backend] if args.backend else BACKENDS, args.rounds)
     print(table(results))
-    if not args.backend:
+    if not args.backend and not args.quick:
         print("\nkept as", save(name or module, {**about, "results": results}))
 
 

@@ -8,14 +8,12 @@ Memory is the peak of the process above what it held before the step; times alte
 
 from __future__ import annotations
 
-import gc
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import alternate, ratio, run_by_backend
+from benchmarks.measure import alternate, gradient_step, peak, ratio, run_by_backend
 
 SIZES = dict(tokens=4096, vocabulary=50_257, width=256)
 
@@ -40,62 +38,11 @@ def losses() -> dict[str, Callable]:
 
 def steps(tokens: int) -> dict[str, Callable[[], object]]:
     """Name to what computes the loss and its gradients by states and table, ready to run."""
-    import keras
-
     random = np.random.default_rng(0)
     states = random.normal(size=(tokens, SIZES["width"])).astype("float32")
     table = random.normal(size=(SIZES["vocabulary"], SIZES["width"])).astype("float32") / 16
     labels = random.integers(0, SIZES["vocabulary"], tokens).astype("int32")
-    return {name: _step(keras.backend.backend(), loss, states, table, labels) for name, loss in losses().items()}
-
-
-def _step(backend: str, loss: Callable, states, table, labels) -> Callable[[], object]:
-    if backend == "jax":
-        import jax
-
-        given = [jax.device_put(x) for x in (states, table, labels)]
-        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*given).compile()
-        return lambda: jax.block_until_ready(compiled(*given))
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        variables = [tf.constant(x) for x in (states, table)]
-        labels = tf.constant(labels)
-
-        @tf.function
-        def traced():
-            with tf.GradientTape() as tape:
-                tape.watch(variables)
-                value = loss(*variables, labels)
-            return value, tape.gradient(value, variables)
-
-        traced.get_concrete_function()
-        return lambda: traced()[0].numpy()
-    import torch
-
-    leaves = [torch.from_numpy(x).requires_grad_() for x in (states, table)]
-    labels = torch.from_numpy(labels)
-
-    def run():
-        for leaf in leaves:
-            leaf.grad = None
-        loss(*leaves, labels).backward()
-
-    return run
-
-
-def peak(step: Callable[[], object]) -> int:
-    """Bytes that a step takes above what the process holds already (Linux)."""
-
-    def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = status("VmRSS")
-    step()
-    return status("VmHWM") - before
+    return {name: gradient_step(loss, (states, table), (labels,)) for name, loss in losses().items()}
 
 
 def measure(backend: str, rounds: int) -> dict:

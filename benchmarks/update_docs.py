@@ -19,6 +19,7 @@ from benchmarks import (
     finetune_rates,
     generation,
     imports,
+    long,
     memory,
     packing,
     plan,
@@ -57,6 +58,7 @@ def sections() -> dict[str, str]:
         ("char_gpt", lambda r: char_gpt.table(r["results"])),
         ("packing", lambda r: packing.table(r["rows"])),
         ("few_rows", few_rows.table),
+        ("long", lambda r: long.table(r["results"])),
         ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),
         ("plan", lambda r: plan.table(r["results"])),
@@ -74,6 +76,9 @@ def sections() -> dict[str, str]:
 
 def main() -> None:
     """Rewrite the marked sections of README.md and docs/*.md."""
+    drawn = RESULTS / "long.json"
+    if drawn.is_file():
+        long.plot(json.loads(drawn.read_text("utf-8"))["results"], ROOT / "docs" / "long.png")
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         text = before = page.read_text("utf-8")
         for name, section in sections().items():

@@ -91,3 +91,14 @@ def _fresh_compilations():
 
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def several_blocks() -> Iterator[None]:
+    """Blocks of attention so small that sequences of some six tokens have several."""
+    from keras_tfm.ops.kernels import blockwise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockwise, "QUERIES", 3)
+        patch.setattr(blockwise, "KEYS", 2)
+        yield

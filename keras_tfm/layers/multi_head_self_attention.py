@@ -28,6 +28,8 @@ class MultiHeadSelfAttention(Attention):
         causal: A token sees itself and what came before.
         window: Sliding window (Beltagy et al. 2020; Mistral): causal, a token sees `window` tokens up to and including
             itself; otherwise `window` on either side.
+        global_tokens: Beside a window, not causal: so many first tokens of a row (of a segment, with segment_ids) see, and
+            are seen by, all (Beltagy et al. 2020; one projection for both kinds).
         position: "rotary", "alibi", "relative", "disentangled", a dict of options with a "kind", or a `PositionScheme`
             layer.
         qk_norm: "rms_norm", "layer_norm", a dict of options, or a layer: normalizes each head of queries and keys
@@ -77,6 +79,7 @@ class MultiHeadSelfAttention(Attention):
         dropout: float = 0.0,
         use_bias: bool | dict[str, bool] = True,
         *,
+        global_tokens: int = 0,
         qk_norm_scope: str = "head",
         scale: float | None = None,
         output_gate: str | None = None,
@@ -110,9 +113,15 @@ class MultiHeadSelfAttention(Attention):
             **kwargs,
         )
         check_positive(window=window)
+        if global_tokens < 0 or (global_tokens and (window is None or causal)):
+            raise ValueError(
+                f"global_tokens={global_tokens!r} must be 0 or more, and more only beside a window without causality; got "
+                f"window={window!r}, causal={causal!r}."
+            )
         positions_.check(position, where="attention")
         self.causal = causal
         self.window = window
+        self.global_tokens = int(global_tokens)
         self.given(position=position)
         self.position = positions_.make(position, **self.sublayer_options("position"))
         if scale is not None and self.position is not None and self.position.scale(1) is not None:
@@ -171,9 +180,10 @@ class MultiHeadSelfAttention(Attention):
             query_positions = positions
         elif scheme is not None and positions is None:
             positions = default_positions(keras.ops.shape(x)[1], padding_mask, segment_ids)
-        if cache is None and self.window is not None and padding_mask is not None:
+        anew = segment_ids if self.global_tokens else None  # each segment has first tokens of its own
+        if cache is None and self.window is not None and (padding_mask is not None or anew is not None):
             # Padding takes no room in a window, on either side or in the middle.
-            query_positions = key_positions = default_positions(keras.ops.shape(x)[1], padding_mask, None)
+            query_positions = key_positions = default_positions(keras.ops.shape(x)[1], padding_mask, anew)
         if scheme is not None:
             query, key = scheme.rotate(query, key, positions)
         bias_positions = positions
@@ -203,6 +213,7 @@ class MultiHeadSelfAttention(Attention):
             value,
             causal=self.causal,
             window=self.window,
+            global_tokens=self.global_tokens,
             padding_mask=padding_mask,
             segment_ids=None if segment_ids is None else (query_segment_ids, segment_ids),
             attention_mask=attention_mask,

@@ -14,6 +14,7 @@ def attention(
     *,
     causal: bool = False,
     window: int | None = None,
+    global_tokens: int = 0,
     padding_mask: Tensor | None = None,
     segment_ids: Tensor | tuple[Tensor, Tensor] | None = None,
     attention_mask: Tensor | None = None,
@@ -39,6 +40,8 @@ def attention(
         value: (batch, keys, kv_heads, value_dim).
         causal: query i sees keys up to i.
         window: causal: a query sees `window` keys up to and including itself; otherwise `window` on either side.
+        global_tokens: Beside a window: so many first positions see, and are seen by, all (Beltagy et al. 2020); under
+            causality only by what comes after.
         padding_mask: (batch, keys), true = a token.
         segment_ids: (batch, length) integers, attention stays within equal ids; or a pair for queries and keys.
         attention_mask: (batch, queries, keys) or (batch, heads, queries, keys), boolean or 0/1, true = may attend.
@@ -71,6 +74,7 @@ def attention(
         value=value,
         causal=causal,
         window=window,
+        global_tokens=global_tokens,
         padding_mask=padding_mask,
         query_segment_ids=query_segment_ids,
         key_segment_ids=key_segment_ids,
@@ -124,6 +128,8 @@ def _check(request: Request) -> None:
         )
     if request.window is not None and request.window < 1:
         raise ValueError(f"window must be at least 1; got {request.window}.")
+    if request.global_tokens < 0 or (request.global_tokens and request.window is None):
+        raise ValueError(f"global_tokens are a number of tokens, beside a window; got {request.global_tokens}.")
     if request.softcap is not None and request.softcap <= 0:
         raise ValueError(f"softcap must be positive; got {request.softcap}.")
     if not 0.0 <= request.dropout <= 1.0:

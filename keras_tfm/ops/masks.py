@@ -23,16 +23,20 @@ def causal(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     return key_positions[:, None, None, :] <= query_positions[:, None, :, None]
 
 
-def window(query_positions: Tensor, key_positions: Tensor, size: int, *, is_causal: bool) -> Tensor:
-    """A sliding window over positions, shaped as `causal`.
+def window(
+    query_positions: Tensor, key_positions: Tensor, size: int, *, is_causal: bool, global_tokens: int = 0
+) -> Tensor:
+    """A sliding window over positions, shaped as `causal`; so many first positions see, and are seen by, all.
 
     Causal: a query sees `size` keys up to and including itself (the part that looks ahead is `causal`'s to remove).
     Bidirectional: `size` keys on either side, and itself.
     """
     distance = query_positions[:, None, :, None] - key_positions[:, None, None, :]
-    if is_causal:
-        return distance < size
-    return ops.logical_and(distance <= size, distance >= -size)
+    near = distance < size if is_causal else ops.logical_and(distance <= size, distance >= -size)
+    if not global_tokens:
+        return near
+    first = ops.minimum(query_positions[:, None, :, None], key_positions[:, None, None, :])
+    return ops.logical_or(near, first < global_tokens)
 
 
 def segments(query_segment_ids: Tensor, key_segment_ids: Tensor) -> Tensor:

@@ -26,7 +26,12 @@ def add_command(commands: Any) -> None:
     command.add_argument("--optimizer", default="adamw", metavar="NAME", help="that Keras knows (adamw)")
     command.add_argument("--remat", action="store_true", help="blocks are computed again for the gradients")
     command.add_argument("--loss", default="dense", metavar="KIND", help="dense, or chunked (linear_crossentropy)")
-    command.add_argument("--kernel", default="dense", metavar="KIND", help="of attention: dense, or fused")
+    command.add_argument(
+        "--kernel",
+        default="dense",
+        metavar="KIND",
+        help="of attention: dense, or fused: no probabilities are kept",
+    )
     command.add_argument(
         "--accumulation", type=int, default=1, metavar="N", help="steps whose gradients are accumulated"
     )

@@ -21,7 +21,7 @@ class Job:
         optimizer: A name that `keras.optimizers.get` knows, or an optimizer.
         remat: Blocks keep their inputs alone (`recompute_blocks`).
         loss: "dense" holds all logits; "chunked" is `loss="linear_crossentropy"`.
-        kernel: "dense" attention keeps its probabilities; "fused" kernels do not.
+        kernel: "dense" attention keeps its probabilities; "fused" stands for kernels that do not, "blockwise" too.
         accumulation: The optimizer's gradient_accumulation_steps.
         cache_tokens: Tokens that each row's cache has room for while generating; None: nothing is generated.
         cache_dtype: Of keys and values; None: the policy's.

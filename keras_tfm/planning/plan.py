@@ -209,7 +209,7 @@ def plan(
         optimizer: A name that Keras knows, or an optimizer that is not built.
         remat: As `recompute_blocks`.
         loss: "dense", or "chunked" for `loss="linear_crossentropy"`.
-        kernel: "dense" attention, or "fused", where a kernel serves that keeps no probabilities.
+        kernel: "dense" attention, or "fused" for a kernel that keeps no probabilities, as "blockwise" does not either.
         accumulation: The optimizer's gradient_accumulation_steps.
         cache_tokens: Also plan for generating: tokens that each of the batch's rows may come to.
         cache_dtype: Of that cache. Default: the policy's compute dtype.

@@ -192,7 +192,13 @@ OPTIONS: dict[str, dict[str, list[Change]]] = {
         "seed": changes(3, dropout=0.5),
     },
     "MultiHeadCrossAttention": _ATTENTION,
-    "MultiHeadSelfAttention": {**_ATTENTION, "causal": changes(True), "window": changes(1), "position": POSITIONS},
+    "MultiHeadSelfAttention": {
+        **_ATTENTION,
+        "causal": changes(True),
+        "window": changes(1),
+        "global_tokens": changes(1, window=1),
+        "position": POSITIONS,
+    },
     "Pooling": {"kind": changes("first", "last", "max")},
     "PositionalEncoding": {
         "kind": [Change("learned", along={"max_length": 8})],

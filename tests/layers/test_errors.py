@@ -58,6 +58,14 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "head_dim": (lambda: attention(head_dim=-4), "head_dim must be a positive integer; got -4"),
     "window": (lambda: attention(window=0), "window must be a positive integer; got 0"),
+    "global tokens without a window": (
+        lambda: attention(global_tokens=2),
+        "global_tokens=2 .*beside a window.*window=None",
+    ),
+    "causal global tokens": (
+        lambda: attention(global_tokens=2, window=3, causal=True),
+        "global_tokens=2 .*without causality.*causal=True",
+    ),
     "softcap": (lambda: attention(logit_softcap=-1.0), "logit_softcap must be positive; got -1.0"),
     "dropout of attention": (lambda: attention(dropout=-0.1), "dropout must be between 0 and 1; got -0.1"),
     "dropout of feed-forward": (lambda: FeedForward(16, dropout=1.1), "dropout must be between 0 and 1; got 1.1"),

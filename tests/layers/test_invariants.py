@@ -13,6 +13,8 @@ from keras import ops
 from keras_tfm import layers
 from keras_tfm.ops.kernels import KERNELS
 
+pytestmark = pytest.mark.usefixtures("several_blocks")
+
 BATCH, LENGTH, WIDTH = 2, 6, 8
 X, OTHER, CONTEXT = (normal(BATCH, LENGTH, WIDTH, seed=seed) for seed in (1, 2, 3))
 CUT = 3 if BACKEND == "jax" else 4  # of a sequence into parts: each length of part is compiled anew on JAX
@@ -53,6 +55,7 @@ BLOCK: dict[str, dict[str, Any]] = {
         "window": 3,
     },
 }
+NOT_CAUSAL = {"global": {"window": 1, "attention": {"global_tokens": 1}}}
 
 
 def attention(options: dict[str, Any], **keywords: Any) -> keras.Layer:
@@ -100,7 +103,7 @@ def assert_causal(call, x: np.ndarray, tolerance: float = 1e-6) -> None:
 def test_the_past_does_not_see_the_future(kind, name, options):
     layer = filled(MAKERS[kind](options), X)
     assert_causal(layer, X)
-    if options.get("kernel") != "fused":
+    if options.get("kernel") not in ("fused", "blockwise"):
         output, scores = layer(X, return_scores=True)
         assert_close(output, layer(X), 1e-5)
         assert np.all(numpy(scores)[..., ~np.tri(LENGTH, dtype=bool)] == 0)
@@ -162,18 +165,18 @@ PADDED = [
     for kind in ("encoder", "decoder")
     for name in ("plain", "window", "grouped", "rotary", "alibi", "relative", "disentangled", "sinks", "gate")
 ]
-PADDED += [("encoder", "post"), ("decoder", "parallel")]
+PADDED += [("encoder", "post"), ("encoder", "global"), ("decoder", "parallel")]
 
 
 @pytest.mark.parametrize("kind, name", PADDED)
 def test_padding_does_not_matter(kind, name):
     """Rows of few tokens: alone, padded on the right, padded on the left, with anything in padded places."""
     attention_options = ATTENTION.get(name, {})
-    options = BLOCK.get(
+    options = {**BLOCK, **NOT_CAUSAL}.get(
         name, {**{k: v for k, v in attention_options.items() if k in ("window", "num_key_value_heads", "position")}}
     )
     rest = {k: v for k, v in attention_options.items() if k not in options}
-    layer = filled(MAKERS[kind]({**options, "attention": rest or None}), X)
+    layer = filled(MAKERS[kind]({"attention": rest or None, **options}), X)
     alone = numpy(layer(X[:, :CUT]))
     for real in (slice(0, CUT), slice(LENGTH - CUT, LENGTH)):
         mask = np.zeros((BATCH, LENGTH), bool)
@@ -212,6 +215,7 @@ PACKED = [
     ("decoder", "rotary"),
     ("encoder", "post"),
     ("encoder", "window"),
+    ("encoder", "global"),
     ("decoder", "alibi"),
     ("decoder", "relative"),
     ("encoder", "disentangled"),
@@ -223,7 +227,7 @@ PACKED = [
     "kind, name", PACKED[:1] if BACKEND == "jax" else PACKED
 )  # on JAX, gradients compile for seconds
 def test_packed_is_separate(kind, name):
-    layer = filled(MAKERS[kind](BLOCK.get(name, ATTENTION.get(name, {}))), X)
+    layer = filled(MAKERS[kind]({**ATTENTION, **BLOCK, **NOT_CAUSAL}[name]), X)
     weights = normal(BATCH, LENGTH, WIDTH, seed=9)
 
     def weighted(part=slice(None), **keywords):

@@ -18,6 +18,8 @@ from keras import ops
 from keras_tfm.ops import attention, explain_kernel
 from keras_tfm.ops.kernels import KERNELS, PREFERENCE
 
+pytestmark = pytest.mark.usefixtures("several_blocks")
+
 BATCH, LENGTH, HEADS, DIM = 2, 6, 4, 4
 FAST = [name for name in KERNELS if name != "reference"]
 
@@ -46,6 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "causal": {"causal": True},
     "causal_window": {"causal": True, "window": 2},
     "window": {"window": 2},
+    "window_global": {"window": 1, "global_tokens": 2, "padding_mask": PADDING},
+    "causal_window_global": {"causal": True, "window": 2, "global_tokens": 1},
     "padding": {"padding_mask": PADDING},
     "causal_padding": {"causal": True, "padding_mask": PADDING},
     "window_padding": {"window": 1, "padding_mask": PADDING},
@@ -100,9 +104,8 @@ def allowed(queries: int, keys: int, options: dict[str, Any]) -> np.ndarray:
         may = key_at[b, k] >= 0
         if options.get("causal"):
             may &= ahead <= 0
-            may &= window is None or -ahead < window  # `window` keys, the query's own included
-        else:
-            may &= window is None or abs(ahead) <= window
+        near = window is None or (-ahead < window if options.get("causal") else abs(ahead) <= window)
+        may &= near or min(query_at[b, q], key_at[b, k]) < options.get("global_tokens", 0)
         may &= options["padding_mask"][b, k] if "padding_mask" in options else True
         may &= query_segments[b, q] == key_segments[b, k] if segments is not None else True
         if mask is not None:
@@ -221,6 +224,8 @@ def test_any_combination_of_options(kernel, data):
     for name, strategy in optional.items():
         if data.draw(st.booleans()):
             options[name] = data.draw(strategy)
+    if "window" in options:
+        options["global_tokens"] = data.draw(st.integers(0, 3))
     inputs = qkv(data.draw(st.sampled_from([1, 2, 4])))
     if reason(kernel, inputs, options) is None:
         assert_close(run(kernel, options)(*tensors_of(inputs)), by_hand(*inputs, options)[0], 1e-5)
@@ -236,6 +241,7 @@ def tensors_of(arrays) -> tuple:
 def test_equals_torch_sdpa(kernel, case):
     import torch
 
+    served_by(kernel, qkv(), CASES[case])
     inputs, options = tensors_of(qkv()), tensors(CASES[case])
     causal = options.get("causal", False)
     mask = options.get("attention_mask", options.get("bias"))
@@ -527,7 +533,7 @@ def test_scores_stay_float32_in_low_precision(kernel):
 
 # Dropout -------------------------------------------------------------------------------------------------------------
 
-WITH_DROPOUT = ["reference", "dense", "auto"]
+WITH_DROPOUT = ["reference", "dense", "blockwise", "auto"]
 
 
 def dropped_weights(kernel: str, rate: float, seed: Any, **options: Any) -> np.ndarray:
@@ -604,7 +610,7 @@ REFUSED_BY_FUSED = {
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow has no fused kernel")
 @pytest.mark.parametrize("case", CASES)
 def test_fused_serves_all_but_what_it_says(case):
-    refused = {"softcap", "sinks"} & set(CASES[case])
+    refused = {"softcap", "sinks", *(["global_tokens"] if BACKEND == "jax" else [])} & set(CASES[case])
     said = explain_kernel(*tensors_of(qkv(2)), **tensors(CASES[case]))
     assert (said["fused"] in ("serves", "available")) == (not refused), said
 

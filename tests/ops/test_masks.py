@@ -29,13 +29,16 @@ def test_causal():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_window(size, is_causal):
-    mask = numpy(masks.window(*tensors(QUERIES, KEYS), size, is_causal=is_causal))
+@pytest.mark.parametrize("first", [0, 2])
+def test_window(size, is_causal, first):
+    mask = numpy(masks.window(*tensors(QUERIES, KEYS), size, is_causal=is_causal, global_tokens=first))
     if is_causal:
         mask &= numpy(masks.causal(*tensors(QUERIES, KEYS)))
     for b, q, k in np.ndindex(2, 3, 4):
         back = int(QUERIES[b, q]) - int(KEYS[b, k])
-        assert mask[b, 0, q, k] == (0 <= back < size if is_causal else abs(back) <= size)
+        near = back < size if is_causal else abs(back) <= size
+        near = near or min(QUERIES[b, q], KEYS[b, k]) < first
+        assert mask[b, 0, q, k] == (near and (back >= 0 or not is_causal))
 
 
 def test_segments():

@@ -8,10 +8,10 @@ from __future__ import annotations
 from types import ModuleType
 
 from keras_tfm.ops import backend
-from keras_tfm.ops.kernels import dense, fused, reference
+from keras_tfm.ops.kernels import blockwise, dense, fused, reference
 from keras_tfm.ops.kernels.request import Request
 
-KERNELS: dict[str, ModuleType] = {"reference": reference, "dense": dense, "fused": fused}
+KERNELS: dict[str, ModuleType] = {"reference": reference, "dense": dense, "fused": fused, "blockwise": blockwise}
 
 # Preference by (backend, device), best first; the first that does not refuse serves. On the CPU, XLA compiles the dense
 # arrangement into the better program (measured: docs/performance.md); torch's SDPA wins wherever it may be used.
@@ -25,6 +25,24 @@ PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch", "cpu"): ("fused", "dense"),
     ("torch", "gpu"): ("fused", "dense"),
 }
+
+# Keys from which scores come in blocks: on the CPU where that is the faster (docs/performance.md, "Long sequences"),
+# elsewhere, not measured yet, where a head's scores in float32 take 256 MiB.
+LONG: dict[tuple[str, str], int] = {where: 2048 if where[1] == "cpu" else 8192 for where in PREFERENCE}
+# A window is worth blocks when it is so many times shorter than the keys, and these are a few blocks.
+NARROW, FEW = 4, 1024
+
+
+def _by_length(request: Request, where: tuple[str, str]) -> tuple[str, ...]:
+    """Kernels for this many keys, best first. Of a number that is not known when the program is made: as for few."""
+    names = PREFERENCE[where]
+    keys, queries = backend.static_shape(request.key)[1], backend.static_shape(request.query)[1]
+    if keys is None or queries is None or queries < keys // NARROW:  # a step of decoding has few scores
+        return names
+    narrow = request.window is not None and keys >= max(FEW, NARROW * request.window)
+    if keys < LONG[where] and not narrow:
+        return names
+    return (*(name for name in names if name == "fused" and fused.is_linear(request)), "blockwise", *names)
 
 
 def choose(request: Request, kernel: str = "auto") -> str:
@@ -40,7 +58,7 @@ def choose(request: Request, kernel: str = "auto") -> str:
         if reason is not None:
             raise ValueError(f"kernel={kernel!r} cannot serve this call: {reason}. kernel='auto' picks one that can.")
         return kernel
-    names = PREFERENCE[backend.NAME, backend.device(request.query)]
+    names = _by_length(request, (backend.NAME, backend.device(request.query)))
     return next(name for name in names if KERNELS[name].refuses(request) is None)
 
 

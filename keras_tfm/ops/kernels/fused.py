@@ -23,11 +23,21 @@ def refuses(request: Request) -> str | None:
         return "the fused primitive has no soft cap"
     if request.sinks is not None:
         return "the fused primitive has no sinks"
+    if NAME == "jax" and request.global_tokens and request.aligned:
+        return "JAX's fused primitive knows no global tokens beside a window"
     if NAME == "jax" and request.value.shape[-1] != request.key.shape[-1]:
         return "JAX's fused primitive wants values as wide as keys"
     if NAME == "torch" and request.query.dtype != request.key.dtype:
         return "query and key differ in dtype"
     return None
+
+
+def is_linear(request: Request) -> bool:
+    """Whether the primitive's memory is linear in length: torch's, where it needs no mask as large as the scores."""
+    parts = (request.window, request.bias, request.attention_mask, request.query_segment_ids)
+    if NAME != "torch" or any(part is not None for part in parts):
+        return False
+    return not request.causal or (request.aligned and request.padding_mask is None)
 
 
 def _causal_in_words(request: Request, mask: Tensor | None) -> bool:

@@ -20,6 +20,7 @@ class Request:
     value: Tensor
     causal: bool = False
     window: int | None = None
+    global_tokens: int = 0
     padding_mask: Tensor | None = None
     query_segment_ids: Tensor | None = None
     key_segment_ids: Tensor | None = None
@@ -68,27 +69,30 @@ class Request:
         Args:
             structure: include causality and the window; a kernel that is told them in words leaves them out.
         """
-        words = []
-        if structure and (self.causal or self.window is not None):
-            query_positions = self.query_positions
-            if query_positions is None:
-                query_positions = masks.positions(ops.shape(self.query)[1])
-            key_positions = self.key_positions
-            if key_positions is None:
-                key_positions = masks.positions(ops.shape(self.key)[1])
-            if self.causal:
-                words.append(masks.causal(query_positions, key_positions))
-            if self.window is not None:
-                words.append(masks.window(query_positions, key_positions, self.window, is_causal=self.causal))
-        if self.key_positions is not None:  # negative marks an empty slot of a cache
-            words.append((self.key_positions >= 0)[:, None, None, :])
-        if self.padding_mask is not None:
-            words.append(masks.padding(self.padding_mask))
-        if self.query_segment_ids is not None:
-            words.append(masks.segments(self.query_segment_ids, self.key_segment_ids))
-        if self.attention_mask is not None:
-            words.append(masks.explicit(self.attention_mask))
-        return masks.combine(*words)
+        structured = structure and (self.causal or self.window is not None)
+        query_positions, key_positions = self.query_positions, self.key_positions
+        if structured:
+            query_positions = masks.positions(ops.shape(self.query)[1]) if query_positions is None else query_positions
+            key_positions = masks.positions(ops.shape(self.key)[1]) if key_positions is None else key_positions
+        return allowed(
+            query_positions=query_positions,
+            key_positions=key_positions,
+            causal=self.causal and structure,
+            window=self.window if structure else None,
+            global_tokens=self.global_tokens,
+            valid=self.valid_keys(),
+            query_segment_ids=self.query_segment_ids,
+            key_segment_ids=self.key_segment_ids,
+            attention_mask=self.attention_mask,
+        )
+
+    def valid_keys(self) -> Tensor | None:
+        """(batch or 1, keys), true = a token that may be attended to by who sees it; None when all are."""
+        valid = None if self.padding_mask is None else ops.cast(self.padding_mask, "bool")
+        if self.key_positions is None:
+            return valid
+        full = self.key_positions >= 0  # negative marks an empty slot of a cache
+        return full if valid is None else ops.logical_and(full, valid)
 
     @property
     def may_have_empty_rows(self) -> bool:
@@ -101,3 +105,42 @@ class Request:
             self.key_positions,
         )
         return not self.sees_itself and any(part is not None for part in told)
+
+
+def allowed(
+    *,
+    query_positions: Tensor | None,
+    key_positions: Tensor | None,
+    causal: bool = False,
+    window: int | None = None,
+    global_tokens: int = 0,
+    valid: Tensor | None = None,
+    query_segment_ids: Tensor | None = None,
+    key_segment_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor | None:
+    """All that `ops.attention` is told about who may attend to whom, as one mask; None when everyone may.
+
+    Args:
+        query_positions, key_positions: (batch or 1, queries) and (batch or 1, keys) int32; None where neither causal nor
+            window is.
+        causal, window, global_tokens, query_segment_ids, key_segment_ids, attention_mask: As of `ops.attention`.
+        valid: (batch or 1, keys), true = a token.
+
+    Returns:
+        Boolean, broadcastable to (batch, heads, queries, keys), or None.
+    """
+    words: list[Tensor | None] = []
+    if causal:
+        words.append(masks.causal(query_positions, key_positions))
+    if window is not None:
+        words.append(
+            masks.window(query_positions, key_positions, window, is_causal=causal, global_tokens=global_tokens)
+        )
+    if valid is not None:
+        words.append(masks.padding(valid))
+    if query_segment_ids is not None:
+        words.append(masks.segments(query_segment_ids, key_segment_ids))
+    if attention_mask is not None:
+        words.append(masks.explicit(attention_mask))
+    return masks.combine(*words)

@@ -1,0 +1,161 @@
+"""Queries, keys and what is known of who sees whom, cut into blocks; which pairs of blocks must be visited."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from keras import ops
+
+from keras_tfm.ops import masks
+from keras_tfm.ops.backend import Tensor, static_shape
+from keras_tfm.ops.kernels.request import Request, allowed
+
+FAR = 2**30  # beyond every position and segment
+
+
+class Settings(NamedTuple):
+    """What does not depend on the data.
+
+    Attributes:
+        queries, keys: Tokens of a block.
+        kv_heads, groups: Heads of keys, and of queries for each of them.
+        softcap, dropout, causal, window, global_tokens: As of `ops.attention`.
+    """
+
+    queries: int
+    keys: int
+    kv_heads: int
+    groups: int
+    softcap: float | None
+    dropout: float
+    causal: bool
+    window: int | None
+    global_tokens: int
+
+
+def blocked(x: Tensor, size: int) -> Tensor:
+    """(rows, length, ...) to (blocks, rows, size, ...); the last block is filled up with the last token."""
+    rows, length = ops.shape(x)[:2]
+    blocks = (length + size - 1) // size
+    if static_shape(x)[1] is None or length % size:
+        x = ops.take(x, ops.minimum(ops.arange(blocks * size, dtype="int32"), length - 1), axis=1)
+    x = ops.reshape(x, (rows, blocks, size, *x.shape[2:]))
+    return ops.transpose(x, (1, 0, *range(2, len(x.shape))))
+
+
+def query_blocks(s: Settings, query: Tensor) -> Tensor:
+    """(batch, length, heads, dim) to (blocks, batch, kv_heads, groups * size, dim)."""
+    x = blocked(query, s.queries)
+    blocks, batch, size, _, dim = ops.shape(x)
+    x = ops.reshape(x, (blocks, batch, size, s.kv_heads, s.groups, dim))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 4, 2, 5)), (blocks, batch, s.kv_heads, s.groups * size, dim))
+
+
+def from_query_blocks(s: Settings, x: Tensor, length: int | Tensor) -> Tensor:
+    """The inverse of `query_blocks`."""
+    blocks, batch, _, _, dim = ops.shape(x)
+    x = ops.transpose(ops.reshape(x, (blocks, batch, s.kv_heads, s.groups, s.queries, dim)), (1, 0, 4, 2, 3, 5))
+    return ops.reshape(x, (batch, blocks * s.queries, s.kv_heads * s.groups, dim))[:, :length]
+
+
+def key_blocks(s: Settings, x: Tensor) -> Tensor:
+    """Keys or values, (batch, length, kv_heads, dim), to (blocks, batch, kv_heads, size, dim)."""
+    return ops.transpose(blocked(x, s.keys), (0, 1, 3, 2, 4))
+
+
+def from_key_blocks(x: Tensor, length: int | Tensor) -> Tensor:
+    """The inverse of `key_blocks`."""
+    blocks, batch, heads, size, dim = ops.shape(x)
+    return ops.reshape(ops.transpose(x, (1, 0, 3, 2, 4)), (batch, blocks * size, heads, dim))[:, :length]
+
+
+def arrange(s: Settings, request: Request) -> dict[str, Tensor]:
+    """What is known of who sees whom, by blocks.
+
+    Returns:
+        "query_positions", "key_positions" and "valid" (blocks, batch or 1, size), "query_segments" and "key_segments"
+        alike, "mask" (query blocks, key blocks, batch or 1, heads or 1, queries, keys), each where there is any;
+        "order", (query blocks, key blocks): the key blocks that a block of queries visits come first; and "count", how
+        many these are.
+    """
+    queries, keys = ops.shape(request.query)[1], ops.shape(request.key)[1]
+    query_positions = masks.positions(queries) if request.query_positions is None else request.query_positions
+    key_positions = masks.positions(keys) if request.key_positions is None else request.key_positions
+    words = {
+        "query_positions": blocked(query_positions, s.queries),
+        "key_positions": blocked(key_positions, s.keys),
+    }
+    valid = request.valid_keys()
+    if static_shape(request.key)[1] is None or keys % s.keys:
+        there = ops.arange((keys + s.keys - 1) // s.keys * s.keys, dtype="int32")[None] < keys
+        there = ops.transpose(ops.reshape(there, (1, -1, s.keys)), (1, 0, 2))
+        words["valid"] = there if valid is None else ops.logical_and(there, blocked(valid, s.keys))
+    elif valid is not None:
+        words["valid"] = blocked(valid, s.keys)
+    if request.query_segment_ids is not None:
+        words["query_segments"] = blocked(request.query_segment_ids, s.queries)
+        words["key_segments"] = blocked(request.key_segment_ids, s.keys)
+    if request.attention_mask is not None:
+        words["mask"] = _blocks_of_mask(s, masks.explicit(request.attention_mask), queries, keys)
+    needed = _needed(s, words)  # (query blocks, key blocks)
+    blocks = ops.shape(needed)[1]
+    rank = ops.arange(blocks, dtype="int32")[None] + ops.where(needed, 0, blocks)
+    words["order"] = ops.cast(ops.argsort(rank, axis=1), "int32")
+    words["count"] = ops.sum(ops.cast(needed, "int32"), axis=1)
+    return words
+
+
+def _blocks_of_mask(s: Settings, mask: Tensor, queries: int | Tensor, keys: int | Tensor) -> Tensor:
+    batch, heads = ops.shape(mask)[:2]
+    mask = ops.broadcast_to(mask, (batch, heads, queries, keys))
+    x = blocked(ops.transpose(mask, (0, 2, 1, 3)), s.queries)  # (query blocks, batch, queries, heads, keys)
+    blocks = ops.shape(x)[0]
+    x = ops.transpose(ops.reshape(x, (blocks * batch * s.queries, heads, keys)), (0, 2, 1))
+    x = blocked(x, s.keys)  # (key blocks, query blocks * batch * queries, keys, heads)
+    x = ops.reshape(x, (-1, blocks, batch, s.queries, s.keys, heads))
+    return ops.transpose(x, (1, 0, 2, 5, 3, 4))
+
+
+def _needed(s: Settings, words: dict[str, Tensor]) -> Tensor:
+    """(query blocks, key blocks) boolean: some query of the one may see some key of the other, in some row."""
+    at, to, valid = words["query_positions"], words["key_positions"], words.get("valid")
+    low, high = ops.min(at, axis=-1)[:, None], ops.max(at, axis=-1)[:, None]  # (query blocks, 1, batch or 1)
+    first = ops.min(to if valid is None else ops.where(valid, to, FAR), axis=-1)[None]  # (1, key blocks, batch or 1)
+    last = ops.max(to if valid is None else ops.where(valid, to, -FAR), axis=-1)[None]
+    needed = first < FAR  # some key is valid
+    if s.causal:
+        needed = ops.logical_and(needed, first <= high)
+    if s.window is not None:
+        near = last > low - s.window if s.causal else ops.logical_and(last >= low - s.window, first <= high + s.window)
+        if s.global_tokens:
+            near = ops.logical_or(near, ops.logical_or(first < s.global_tokens, low < s.global_tokens))
+        needed = ops.logical_and(needed, near)
+    if "query_segments" in words:
+        mine, theirs = words["query_segments"], words["key_segments"]
+        needed = ops.logical_and(needed, ops.min(mine, axis=-1)[:, None] <= ops.max(theirs, axis=-1)[None])
+        needed = ops.logical_and(needed, ops.max(mine, axis=-1)[:, None] >= ops.min(theirs, axis=-1)[None])
+    needed = ops.broadcast_to(ops.any(needed, axis=-1), (ops.shape(at)[0], ops.shape(to)[0]))
+    if "mask" in words:
+        needed = ops.logical_and(needed, ops.any(words["mask"], axis=(2, 3, 4, 5)))
+    return needed
+
+
+def mask(s: Settings, words: dict[str, Tensor], query: int | Tensor, key: int | Tensor) -> Tensor | None:
+    """Who may attend to whom in a pair of blocks, broadcastable to (batch, kv_heads, groups, queries, keys), or None."""
+    part = allowed(
+        query_positions=words["query_positions"][query],
+        key_positions=words["key_positions"][key],
+        causal=s.causal,
+        window=s.window,
+        global_tokens=s.global_tokens,
+        valid=words["valid"][key] if "valid" in words else None,
+        query_segment_ids=words["query_segments"][query] if "query_segments" in words else None,
+        key_segment_ids=words["key_segments"][key] if "key_segments" in words else None,
+    )
+    part = None if part is None else part[:, None]  # (batch or 1, 1, 1, queries or 1, keys)
+    if "mask" in words:
+        given = words["mask"][query][key]
+        batch, _, queries, keys = ops.shape(given)
+        each = (s.kv_heads, s.groups) if words["mask"].shape[3] != 1 else (1, 1)
+        part = masks.combine(part, ops.reshape(given, (batch, *each, queries, keys)))
+    return part
