@@ -3,6 +3,7 @@
 #   make test         the tests on TensorFlow
 #   make test-all     the tests on TensorFlow, JAX and PyTorch, lint, types, layering
 #   make docs         the documentation, strictly
+#   make benchmark    a look at speed, memory and compilation, beside KerasHub
 PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -64,8 +65,7 @@ docs-serve: $(VENV_ALL)/installed
 	$(BIN_ALL)/mkdocs serve
 
 benchmark: $(VENV_ALL)/installed
-	$(BIN_ALL)/python -m benchmarks.training
-	$(BIN_ALL)/python -m benchmarks.imports
+	$(BIN_ALL)/python -m benchmarks --quick
 
 constraints: $(VENV_ALL)/installed
 	{ sed -n '/^#/p' constraints.txt; $(BIN_ALL)/python -m pip freeze --exclude-editable --exclude torch | sort -f; echo torch==2.13.0; } > constraints.new

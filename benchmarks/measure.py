@@ -13,12 +13,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 BACKENDS = ("tensorflow", "jax", "torch")
 RESULTS = Path(__file__).parent / "results"
+
+
+def installed() -> list[str]:
+    """The backends that can run here."""
+    return [backend for backend in BACKENDS if find_spec(backend)]
 
 
 def alternate(steps: dict[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, list[float]]:
@@ -130,14 +136,15 @@ def run_by_backend(
     table: Callable[[dict], str],
     about: dict,
     name: str | None = None,
+    rounds: int = 7,
 ) -> None:
     """The command line of a benchmark: measure every backend or one, print the table, keep the JSON of all.
 
-    `name` is that of the JSON, if not the module's.
+    `name` is that of the JSON, if not the module's; `rounds` their number, unless the command says another.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=BACKENDS)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--quick", action="store_true", help="one round, smaller where the suite says so; not kept")
     parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -146,7 +153,7 @@ def run_by_backend(
     if args.json:
         print("RESULT " + json.dumps(measure(args.backend, args.rounds)))
         return
-    results = in_processes(f"benchmarks.{module}", [args.backend] if args.backend else BACKENDS, args.rounds)
+    results = in_processes(f"benchmarks.{module}", [args.backend] if args.backend else installed(), args.rounds)
     print(table(results))
     if not args.backend and not args.quick:
         print("\nkept as", save(name or module, {**about, "results": results}))

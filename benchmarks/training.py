@@ -8,15 +8,11 @@ The same sizes, data, loss and optimizer for all; steps alternate in one process
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 
-BACKENDS = ("tensorflow", "jax", "torch")
+from benchmarks.measure import alternate, matrix_rate, ratio, run_by_backend
+
 SIZES = dict(
     vocabulary=8192, width=256, layers=4, heads=4, intermediate=1024, length=128, batch=16, dropout=0.1, classes=2
 )
@@ -47,7 +43,8 @@ def _step(model, x, y) -> Callable[[], object]:
     return lambda: model.train_on_batch(x, y)
 
 
-def ours(kind: str) -> Callable[[], object]:
+def ours(kind: str, layers: int = SIZES["layers"]) -> Callable[[], object]:
+    """A step of this library's model."""
     import keras
 
     import keras_tfm as tfm
@@ -56,7 +53,7 @@ def ours(kind: str) -> Callable[[], object]:
     sizes = dict(
         vocabulary_size=s["vocabulary"],
         hidden_dim=s["width"],
-        num_layers=s["layers"],
+        num_layers=layers,
         num_heads=s["heads"],
         intermediate_dim=s["intermediate"],
         max_sequence_length=s["length"],
@@ -73,14 +70,15 @@ def ours(kind: str) -> Callable[[], object]:
     return _step(model, x, labels)
 
 
-def keras_hub(kind: str) -> Callable[[], object]:
+def keras_hub(kind: str, layers: int = SIZES["layers"]) -> Callable[[], object]:
+    """A step of KerasHub's model."""
     import keras
     import keras_hub
 
     s = SIZES
     sizes = dict(
         vocabulary_size=s["vocabulary"],
-        num_layers=s["layers"],
+        num_layers=layers,
         num_heads=s["heads"],
         hidden_dim=s["width"],
         intermediate_dim=s["intermediate"],
@@ -103,6 +101,7 @@ def keras_hub(kind: str) -> Callable[[], object]:
 
 
 def hugging_face(kind: str) -> Callable[[], object]:
+    """A step of Hugging Face's model."""
     import torch
     import transformers
 
@@ -148,10 +147,8 @@ def hugging_face(kind: str) -> Callable[[], object]:
     return step
 
 
-def run(backend: str, rounds: int) -> dict:
+def measure(backend: str, rounds: int) -> dict:
     """The table's rows for one backend, in this process."""
-    from benchmarks.measure import alternate, matrix_rate, ratio
-
     rows = {}
     rate = matrix_rate()
     for kind in ("bert", "gpt"):
@@ -166,65 +163,23 @@ def run(backend: str, rounds: int) -> dict:
             "tokens_per_second": round(SIZES["batch"] * SIZES["length"] / statistics.median(times["keras_tfm"])),
             "rounds": rounds,
         }
-    return {"backend": backend, "matrix_gflops": round(rate / 1e9, 1), "rows": rows}
+    return {"matrix_gflops": round(rate / 1e9, 1), "rows": rows}
 
 
-def table(results: list[dict]) -> str:
+def table(results: dict[str, dict]) -> str:
     """The results as Markdown."""
     columns = ["backend", "model", "keras_tfm, ms", "tokens/s", "KerasHub, ms", "Hugging Face, ms", "floor, ms"]
     columns += ["× KerasHub", "× Hugging Face"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for result in results:
+    for backend, result in results.items():
         for kind, row in result["rows"].items():
             ms, speedup = row["ms"], row["speedup"]
-            cells = [
-                result["backend"],
-                kind.upper(),
-                ms["keras_tfm"],
-                row["tokens_per_second"],
-                ms["KerasHub"],
-                ms.get("Hugging Face", "–"),
-                row["floor_ms"],
-            ]
-            cells += [
-                f"{speedup['KerasHub']:.2f}",
-                f"{speedup['Hugging Face']:.2f}" if "Hugging Face" in speedup else "–",
-            ]
+            cells = [backend, kind.upper(), ms["keras_tfm"], row["tokens_per_second"], ms["KerasHub"]]
+            cells += [ms.get("Hugging Face", "–"), row["floor_ms"], f"{speedup['KerasHub']:.2f}"]
+            cells.append(f"{speedup['Hugging Face']:.2f}" if "Hugging Face" in speedup else "–")
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, print the table, keep the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=BACKENDS, help="default: all, each in a process of its own")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--json", action="store_true", help="print JSON only (used between processes)")
-    options = parser.parse_args()
-    if options.backend and options.json:
-        print(json.dumps(run(options.backend, options.rounds)))
-        return
-    results = []
-    for backend in [options.backend] if options.backend else BACKENDS:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.training",
-            "--backend",
-            backend,
-            "--rounds",
-            str(options.rounds),
-            "--json",
-        ]
-        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        print(f"{backend}: running …", file=sys.stderr, flush=True)
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        results.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    from benchmarks.measure import save
-
-    print(table(results))
-    print("\nkept as", save("training", {"sizes": SIZES, "results": results}))
-
-
 if __name__ == "__main__":
-    main()
+    run_by_backend("training", __doc__ or "", measure, table, {"sizes": SIZES}, rounds=40)

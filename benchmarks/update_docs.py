@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import (
     char_gpt,
+    compile_time,
     examples,
     families,
     features,
@@ -58,6 +59,7 @@ def sections() -> dict[str, str]:
         ("char_gpt", lambda r: char_gpt.table(r["results"])),
         ("packing", lambda r: packing.table(r["rows"])),
         ("few_rows", few_rows.table),
+        ("compile_time", lambda r: compile_time.table(r["results"])),
         ("long", lambda r: long.table(r["results"])),
         ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),
