@@ -30,7 +30,7 @@ SUITES = {
     "generation": 0,
     "quantized": 0,
     "few_rows": 0,
-    "finetune_rates": 0,
+    "finetune": 0,
     "packing": 0,
     "char_gpt": 0,
 }
