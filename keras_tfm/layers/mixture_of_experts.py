@@ -235,11 +235,11 @@ class MixtureOfExperts(Layer):
         by_expert = ops.take(chosen, order)
         sizes = ops.sum(ops.cast(by_expert[None, :] == ops.arange(self.num_experts)[:, None], "int32"), axis=1)
         rows = ops.take(tokens, order // self.top_k, axis=0)  # (tokens * top_k, width)
-        hidden = self._product(rows, *kernels["up"], sizes, by_expert)
+        hidden = self._product(rows, kernels["up"], sizes, by_expert)
         if "gate" not in kernels:
             hidden = self.activation_function(hidden)
         else:
-            gate = self._product(rows, *kernels["gate"], sizes, by_expert)
+            gate = self._product(rows, kernels["gate"], sizes, by_expert)
             if self.clip is not None:
                 gate, hidden = ops.minimum(gate, self.clip), ops.clip(hidden, -self.clip, self.clip)
             hidden = self.activation_function(gate) * (hidden + self.up_offset)
@@ -248,7 +248,7 @@ class MixtureOfExperts(Layer):
         else:
             place = ops.take(places, order // self.top_k) * self.top_k + order % self.top_k
             hidden = random.dropout_of_rows(hidden, self.dropout, draw, place)
-        output = self._product(hidden, *kernels["down"], sizes, by_expert)
+        output = self._product(hidden, kernels["down"], sizes, by_expert)
         output = ops.take(output, ops.argsort(order), axis=0)  # back beside its token
         output = ops.reshape(output, (-1, self.top_k, tokens.shape[-1])) * ops.cast(weights, output.dtype)[:, :, None]
         return (ops.sum(output, axis=1),)
@@ -270,7 +270,8 @@ class MixtureOfExperts(Layer):
             (ops.sum(load * real, axis=0) / count) * (ops.sum(probability * real, axis=0) / count)
         )
 
-    def _product(self, rows, kernel, bias, sizes, by_expert):
+    def _product(self, rows, weights, sizes, by_expert):
+        kernel, bias = weights
         result = grouped_product(rows, ops.cast(kernel, rows.dtype), sizes)
         return result if bias is None else result + ops.take(ops.cast(bias, result.dtype), by_expert, axis=0)
 

@@ -71,6 +71,15 @@ def with_rows_split(x: Tensor) -> Tensor:
     )
 
 
+def on_every_device(x: Any) -> Any:
+    """Arrays of a tree as a whole on every device of the mesh, so that every host can read them."""
+    import jax
+
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, everywhere), x)
+
+
 def _shared_axis(rows: Any) -> tuple[Any, str] | None:
     """The mesh and its axis that the batch is split over; None where each device is to have all rows."""
     import jax
