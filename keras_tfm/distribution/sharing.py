@@ -39,6 +39,24 @@ def local_rows(rows: int) -> np.ndarray:
     return np.concatenate([np.arange(*part) for part in sorted(parts)])
 
 
+def several_hosts() -> bool:
+    """Whether other processes share the batches, on JAX."""
+    return NAME == "jax" and _processes() > 1
+
+
+def placed(batch: Any) -> Any:
+    """A batch, which every process has as a whole, on JAX over the devices that share it."""
+    import jax
+
+    distribution: Any = keras.distribution.distribution()
+
+    def over_devices(array: np.ndarray) -> Any:
+        sharding = distribution.get_data_layout(array.shape).backend_layout
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return keras.tree.map_structure(over_devices, batch)
+
+
 def check_rows(rows: int, batch_size: int, remedy: str = "") -> None:
     """Raise ValueError unless the devices can share every batch of so many rows, the last one included.
 
@@ -64,7 +82,7 @@ def check_arrays(x: Any, batch_size: int, validation_split: float = 0.0) -> None
     arrays = keras.tree.flatten(x) if given else []
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return
-    if NAME == "jax" and _processes() > 1:
+    if several_hosts():
         raise ValueError(
             "On several hosts, arrays are not shared: Keras would take those of each host for other rows. Give raw rows "
             "(strings, or examples), of which each host takes its part, or a PyDataset or tf.data of this host's rows."
@@ -75,6 +93,19 @@ def check_arrays(x: Any, batch_size: int, validation_split: float = 0.0) -> None
         trained = int(rows * (1 - validation_split))
         check_rows(trained, batch_size, remedy)
         check_rows(rows - trained, batch_size, remedy)
+
+
+def check_predictable(x: Any, options: dict[str, Any]) -> None:
+    """Raise ValueError for what `predict` takes on one host alone."""
+    arrays = keras.tree.flatten(x) if isinstance(x, (dict, list, tuple, np.ndarray)) or keras.ops.is_tensor(x) else []
+    if not arrays or not all(getattr(array, "shape", ()) for array in arrays):
+        raise ValueError(
+            f"On several hosts, predict takes raw rows (strings, or examples) or arrays, the same in each; got "
+            f"{type(x).__name__}. Predict batch after batch, or on one host."
+        )
+    refused = sorted(name for name, value in options.items() if name != "verbose" and value is not None)
+    if refused:
+        raise ValueError(f"On several hosts, predict takes no {', '.join(refused)}: give the rows alone.")
 
 
 def _processes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,9 @@ from keras_tfm.layers.base import (
 )
 from keras_tfm.layers.dropout import Dropout
 from keras_tfm.layers.feed_forward import FeedForward
-from keras_tfm.ops import activations, backend
+from keras_tfm.ops import activations, backend, random
 from keras_tfm.ops.experts import grouped_product
+from keras_tfm.ops.shards import by_device
 
 
 @register
@@ -198,35 +200,58 @@ class MixtureOfExperts(Layer):
         logits = ops.matmul(ops.cast(tokens, "float32"), ops.cast(self.router, "float32"))  # (tokens, experts)
         if self.router_bias is not None:
             logits += ops.cast(self.router_bias, "float32")
-        weights, experts = self._route(logits)  # (tokens, top_k) each
+        # Each device routes, sorts and multiplies its own tokens.
+        weights, experts = by_device(self._route, (logits,), (), ("rows", "rows"))  # (tokens, top_k) each
         if training and self.balance_loss:
             padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
             self.add_loss(self.balance_loss * self._imbalance(logits, experts, padding_mask))
-
-        chosen = ops.reshape(experts, (-1,))  # (tokens * top_k,), a token's experts side by side
-        order = ops.argsort(chosen)  # by expert
-        by_expert = ops.take(chosen, order)
-        sizes = ops.sum(ops.cast(by_expert[None, :] == ops.arange(self.num_experts)[:, None], "int32"), axis=1)
-        rows = ops.take(tokens, order // self.top_k, axis=0)  # (tokens * top_k, width)
-        hidden = self._product(rows, self.expert_up, self.expert_up_bias, sizes, by_expert)
-        if self.expert_gate is None:
-            hidden = self.activation_function(hidden)
-        else:
-            gate = self._product(rows, self.expert_gate, self.expert_gate_bias, sizes, by_expert)
-            if self.clip is not None:
-                gate, hidden = ops.minimum(gate, self.clip), ops.clip(hidden, -self.clip, self.clip)
-            hidden = self.activation_function(gate) * (hidden + self.up_offset)
-        hidden = self.dropout_layer(hidden, training=training)
-        output = self._product(hidden, self.expert_down, self.expert_down_bias, sizes, by_expert)
-        output = ops.take(output, ops.argsort(order), axis=0)  # back beside its token
-        output = ops.reshape(output, (-1, self.top_k, width)) * ops.cast(weights, output.dtype)[:, :, None]
-        output = ops.sum(output, axis=1)
+        places = ops.arange(ops.shape(tokens)[0], dtype="int32")
+        draw = random.early_draw(self.dropout_layer.seed_generator) if training and self.dropout else None
+        through = functools.partial(self._through_experts, training=training)
+        (output,) = by_device(through, (tokens, weights, experts, places), (self._expert_weights(), draw), ("rows",))
         if self.shared is not None:
             shared = self.shared(tokens, training=training)
             if self.shared_gate_projection is not None:
                 shared *= ops.sigmoid(self.shared_gate_projection(tokens))
             output += shared
         return ops.reshape(output, shape)
+
+    def _expert_weights(self) -> dict[str, Any]:
+        """Of each projection that there is, by name, its kernel and bias as tensors."""
+        found: dict[str, Any] = {}
+        for name in ("up", "gate", "down"):
+            weights = getattr(self, f"expert_{name}"), getattr(self, f"expert_{name}_bias")
+            if weights[0] is not None:
+                found[name] = tuple(None if weight is None else ops.convert_to_tensor(weight) for weight in weights)
+        return found
+
+    def _through_experts(self, tokens, weights, experts, places, kernels, draw, training):
+        """What the experts make of tokens, (tokens, width), whose weights and experts these are, (tokens, top_k).
+
+        `places`, (tokens,), are the tokens' in the whole batch, for a draw of dropout that all devices share.
+        """
+        chosen = ops.reshape(experts, (-1,))  # (tokens * top_k,), a token's experts side by side
+        order = ops.argsort(chosen)  # by expert
+        by_expert = ops.take(chosen, order)
+        sizes = ops.sum(ops.cast(by_expert[None, :] == ops.arange(self.num_experts)[:, None], "int32"), axis=1)
+        rows = ops.take(tokens, order // self.top_k, axis=0)  # (tokens * top_k, width)
+        hidden = self._product(rows, kernels["up"], sizes, by_expert)
+        if "gate" not in kernels:
+            hidden = self.activation_function(hidden)
+        else:
+            gate = self._product(rows, kernels["gate"], sizes, by_expert)
+            if self.clip is not None:
+                gate, hidden = ops.minimum(gate, self.clip), ops.clip(hidden, -self.clip, self.clip)
+            hidden = self.activation_function(gate) * (hidden + self.up_offset)
+        if draw is None:
+            hidden = self.dropout_layer(hidden, training=training)
+        else:
+            place = ops.take(places, order // self.top_k) * self.top_k + order % self.top_k
+            hidden = random.dropout_of_rows(hidden, self.dropout, draw, place)
+        output = self._product(hidden, kernels["down"], sizes, by_expert)
+        output = ops.take(output, ops.argsort(order), axis=0)  # back beside its token
+        output = ops.reshape(output, (-1, self.top_k, tokens.shape[-1])) * ops.cast(weights, output.dtype)[:, :, None]
+        return (ops.sum(output, axis=1),)
 
     def _route(self, logits):
         """Weights and indices of each token's experts."""
@@ -245,7 +270,8 @@ class MixtureOfExperts(Layer):
             (ops.sum(load * real, axis=0) / count) * (ops.sum(probability * real, axis=0) / count)
         )
 
-    def _product(self, rows, kernel, bias, sizes, by_expert):
+    def _product(self, rows, weights, sizes, by_expert):
+        kernel, bias = weights
         result = grouped_product(rows, ops.cast(kernel, rows.dtype), sizes)
         return result if bias is None else result + ops.take(ops.cast(bias, result.dtype), by_expert, axis=0)
 

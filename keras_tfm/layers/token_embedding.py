@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_tfm.layers.base import Layer, check_positive, logical_axes, register
 from keras_tfm.ops import backend
+from keras_tfm.ops.shards import with_rows_split
 
 EXACT = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24}  # every integer up to this is a number of the dtype
 
@@ -101,7 +102,7 @@ class TokenEmbedding(Layer):
         if reverse:
             return self._logits(x)
         check_token_ids(x, self.vocabulary_size)
-        embedded = self.table(x)  # (batch, length, hidden_dim)
+        embedded = with_rows_split(self.table(x))  # (batch, length, hidden_dim)
         return embedded if self.scale is None else embedded * ops.cast(self.scale, embedded.dtype)
 
     def _logits(self, x):

@@ -12,7 +12,15 @@ import numpy as np
 from keras_tfm.config import TransformerConfig
 from keras_tfm.data import accepted
 from keras_tfm.distribution import check_placed, check_strategy
-from keras_tfm.distribution.sharing import check_arrays, checked, filled_up, shares
+from keras_tfm.distribution.sharing import (
+    check_arrays,
+    check_predictable,
+    checked,
+    filled_up,
+    placed,
+    several_hosts,
+    shares,
+)
 from keras_tfm.distribution.strategies import Replicated, in_scope
 from keras_tfm.layers.base import argument_names, check_names
 from keras_tfm.models.backbone import Backbone
@@ -25,6 +33,7 @@ from keras_tfm.models.recompiled import Recompiled
 from keras_tfm.models.resumed import resumed
 from keras_tfm.models.text_dataset import TextDataset, is_grain, opened, sharing_itself
 from keras_tfm.ops import clipping, fused_adam, token_accumulation
+from keras_tfm.ops.shards import on_every_device
 
 STEPS = ("train_step", "test_step", "compute_loss")  # where a subclass may do without labels
 
@@ -253,23 +262,40 @@ class Task(RawRows, Recompiled, Replicated, Pretrained, NamedInputsModel):
         """As `keras.Model.predict`; also on raw rows, in whose order the outputs come back.
 
         Outputs with a length axis are padded to the longest batch's (with zeros), for batches of strings differ in length.
+        On several hosts, give the same rows, raw ones or arrays, to each; every one gets all outputs.
         """
         check_data(x)
         if self._is_raw(x):
             x = x if is_examples(x) else [x] if isinstance(x, str) else list(x)
             x = self.dataset(x, batch_size=batch_size or 32)
-        if not isinstance(x, TextDataset):
+        if isinstance(x, TextDataset):
+            parts = [self._predicted(x[index][0]) for index in range(len(x))]
+            back = np.argsort(x.batches.order)
+            return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
+        if not several_hosts():
             return super().predict(x, batch_size=batch_size, **options)
-        data = x
-        parts = [self._predicted(data[index][0]) for index in range(len(data))]
-        back = np.argsort(data.batches.order)
-        return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
+        check_predictable(x, options)
+        rows, size = len(keras.tree.flatten(x)[0]), batch_size or 32
+        batches = (
+            keras.tree.map_structure(lambda array, start=start: np.asarray(array[start : start + size]), x)
+            for start in range(0, rows, size)
+        )
+        parts = [self._predicted(batch) for batch in batches]
+        return keras.tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
 
-    def _predicted(self, x: dict[str, np.ndarray]) -> Any:
+    def _predicted(self, x: Any) -> Any:
         """Outputs of a batch, which devices share where there are several."""
-        rows = len(next(iter(x.values())))
-        outputs = self.predict_on_batch(filled_up((x,), shares())[0])
+        rows = len(keras.tree.flatten(x)[0])
+        x = filled_up((x,), shares())[0]
+        outputs = self.predict_on_batch(placed(x) if several_hosts() else x)
         return keras.tree.map_structure(lambda output: output[:rows], outputs)
+
+    def predict_step(self, *args, **kwargs):
+        result = super().predict_step(*args, **kwargs)
+        if not several_hosts():
+            return result
+        outputs, state = result
+        return on_every_device(outputs), state  # each host reads all of them
 
     def _check_labelled(self, method: str, x: Any, y: Any = None) -> None:
         """Raise ValueError where there is a loss to compute and nothing to compute it from."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_tfm.ops.backend import NAME, Tensor
+from keras_tfm.ops.shards import by_device
 
 CHUNK = 1 << 23  # logits that are held at a time
 
@@ -65,7 +66,7 @@ def linear_crossentropy(
         bias: (vocabulary,) float.
         scale, softcap: What the logits are multiplied with, and then capped at, softly.
         label_smoothing, z_loss: As of `token_crossentropy`.
-        chunk: Tokens at a time. Default: as many as give 8 M logits.
+        chunk: Tokens at a time, on each device that shares the batch. Default: as many as give 8 M logits.
         differentiable: False spares the gradients' cost where none are taken.
 
     Returns:
@@ -172,7 +173,8 @@ def _jax(s: Settings, hidden, table, bias, labels, weights, differentiable):
 def _jax_rule():
     import jax
 
-    def sums(s: Settings, hidden, table, bias, labels, weights, differentiate: bool):
+    def of_device(s: Settings, hidden, labels, weights, table, bias, differentiate: bool):
+        """The sum, and its gradients by hidden, table and bias, of the rows that are given."""
         lax, count = jax.lax, hidden.shape[0]
         order, used = _order(labels)
         ordered = [ops.take(x, order, axis=0) for x in (hidden, labels, weights)]
@@ -192,9 +194,16 @@ def _jax_rule():
             start = (*start, ops.zeros_like(rows[0]), ops.zeros(table.shape), ops.zeros(bias.shape))
         total, *gradients = lax.fori_loop(0, (used + chunk - 1) // chunk, step, start)
         if not differentiate:
-            return total, ()
-        by_hidden = ops.take(gradients[0], ops.argsort(order), axis=0)
-        return total, (by_hidden, gradients[1].astype(table.dtype), gradients[2].astype(bias.dtype))
+            return (total,)
+        return total, ops.take(gradients[0], ops.argsort(order), axis=0), *gradients[1:]
+
+    def sums(s: Settings, hidden, table, bias, labels, weights, differentiate: bool):
+        """The same of all rows, each device its own, with gradients of the arguments' dtypes."""
+        function = functools.partial(of_device, s, differentiate=differentiate)
+        results = ("sum", "rows", "sum", "sum") if differentiate else ("sum",)
+        total, *gradients = by_device(function, (hidden, labels, weights), (table, bias), results)
+        kinds = (hidden.dtype, table.dtype, bias.dtype)
+        return total, tuple(g.astype(dtype) for g, dtype in zip(gradients, kinds, strict=False))
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
     def rule(s, hidden, table, bias, labels, weights):

@@ -15,6 +15,7 @@ from keras_tfm.layers import FeedForward
 from keras_tfm.layers.mixture_of_experts import MixtureOfExperts
 from keras_tfm.models.classifiers import Classifier
 from keras_tfm.models.language_models import LanguageModel
+from keras_tfm.ops.linear_crossentropy import CHUNK
 from keras_tfm.planning.described import Described
 from keras_tfm.planning.job import Job
 from keras_tfm.planning.tensors import Tensor
@@ -62,6 +63,17 @@ class Step:
     def tokens(self) -> int:
         """A step's, of all devices together; an encoder-decoder's are counted on one side."""
         return self.rows * self.length
+
+    def chunk(self, devices: int) -> int:
+        """Tokens whose logits a device of so many that share the batch holds at a time."""
+        tokens = -(-self.tokens // devices)
+        if self.job.loss == "dense":
+            return tokens
+        return min(tokens, max(64, CHUNK // (self.described.config.vocabulary_size or 1) // 64 * 64))
+
+    def chunks(self, devices: int) -> int:
+        """How many of these it has."""
+        return -(-self.tokens // devices // self.chunk(devices))
 
     def stream(self, name: str, dtype: str | None = None, count: int = 1, length: int | None = None) -> Tensor:
         """(rows, length, width): as wide as the residual stream."""
@@ -161,18 +173,17 @@ def feed_forward(step: Step, layer: Any, length: int | None = None) -> list[Tens
 
 
 def experts(step: Step, layer: Any) -> list[Tensor]:
-    """Of experts. Tokens are sorted over the whole batch, so every device has all of it."""
-    chosen = (("tokens", step.tokens * layer.top_k),)
-    inner = (*chosen, ("mlp", layer.intermediate_dim))
+    """Of experts: each device sorts the tokens of its rows."""
+    chosen, inner = step.length * layer.top_k, (("mlp", layer.intermediate_dim),)
     kept, mask = _kept(layer.activation)
     found = [
         step.stream("experts: input"),
-        Tensor("experts: inputs and outputs by expert", (*chosen, ("embed", step.width)), step.dtype, 2),
-        Tensor("experts: activation", inner, step.dtype, kept + 1 + (2 if layer.gated else 0)),
-        Tensor("experts: router", (("tokens", step.tokens), ("all", layer.num_experts)), "float32", 2),
+        step.stream("experts: inputs and outputs by expert", count=2, length=chosen),
+        step.tensor("experts: activation", inner, count=kept + 1 + (2 if layer.gated else 0), length=chosen),
+        step.tensor("experts: router", (("all", layer.num_experts),), "float32", 2),
     ]
     if mask:
-        found.append(Tensor("experts: activation's mask", inner, "bool"))
+        found.append(step.tensor("experts: activation's mask", inner, "bool", length=chosen))
     return found + (feed_forward(step, layer.shared) if layer.shared is not None else [])
 
 
@@ -270,16 +281,15 @@ def _head(step: Step) -> list[Tensor]:
     vocabulary = ("vocab", config.vocabulary_size or 0)
     if step.job.loss == "dense":
         found.append(step.tensor("exponentials of logits", (vocabulary,), "float32"))
-    else:  # the loss computes its gradients at once, of the whole batch on every device
-        states = (("tokens", step.tokens), ("embed", width))
-        found.append(Tensor("gradient of the states", states, step.dtype))
+    else:  # the loss computes its gradients at once
+        found.append(step.tensor("gradient of the states", (("embed", width),)))
         found.append(Tensor("gradient of the table", (vocabulary, ("embed", width)), step.dtype))
         found.append(Tensor("gradient of the logits' bias", (vocabulary,), "float32"))
     return found
 
 
-def passing(described: Described, job: Job) -> list[Tensor]:
-    """What is held for a moment, where a step takes most: the loss's own arrays."""
+def passing(described: Described, job: Job, devices: int = 1) -> list[Tensor]:
+    """What is held for a moment, where a step takes most: the loss's own arrays, where so many devices share a batch."""
     step, config = Step(described, job), described.config
     if not isinstance(described.model, LanguageModel):
         return []
@@ -287,12 +297,9 @@ def passing(described: Described, job: Job) -> list[Tensor]:
     if job.loss == "dense":
         logits = step.tensor("logits", (vocabulary,))
         return [logits, replace(logits, name="gradient of the logits", dtype="float32")]
-    from keras_tfm.ops.linear_crossentropy import CHUNK
-
-    rows = min(step.tokens, max(64, CHUNK // (config.vocabulary_size or 1) // 64 * 64))
     width = config.embedding_dim or step.width
     return [
-        Tensor("a chunk's logits and their gradient", (("tokens", rows), vocabulary), "float32", 2),
+        Tensor("a chunk's logits and their gradient", (("tokens", step.chunk(devices)), vocabulary), "float32", 2),
         Tensor("sum of the table's gradients", (vocabulary, ("embed", width)), "float32"),
-        Tensor("states in order", (("tokens", step.tokens), ("embed", width)), step.dtype),
+        step.tensor("states in order", (("embed", width),)),
     ]

@@ -137,16 +137,6 @@ def assumptions(plan: Plan) -> list[str]:
             "twice a step; assumed); gradients are summed whole and then cut, as XLA does for the simulated devices. A "
             "weight that the devices divide along no dimension stays whole."
         )
-    if any(mesh.way.fsdp and mesh.way.model > 1 and mesh.refused is None for mesh in plan.meshes):
-        found.append(
-            "fsdp beside model > 1 (marked ~): the formulas' sum; XLA moved four times these bytes in a small simulated "
-            "run."
-        )
-    if job.loss == "chunked":
-        found.append(
-            "Chunked loss: every device gets the states of the whole batch and computes all of the vocabulary's products; "
-            "that work is not shared over data."
-        )
     if job.accumulation > 1:
         found.append("Accumulated gradients are one more slot a weight; they are summed over devices in every step.")
     if job.cache_tokens is not None:

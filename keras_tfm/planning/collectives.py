@@ -25,7 +25,7 @@ class Collective:
     """So many tensors that devices of one axis exchange in a step.
 
     Attributes:
-        kind: "all-reduce" or "all-gather".
+        kind: "all-reduce", "all-gather" or "all-to-all".
         axis: The mesh's, whose devices exchange; "both" for all of them.
         what: What they exchange.
         tensors: How many.
@@ -50,11 +50,8 @@ def collectives(described: Described, job: Job, way: Way) -> list[Collective]:
     if way.model > 1:
         found += _tensor_parallel(step, way)
     if way.data > 1:
-        found += _experts(step, way)
         found += _gathered(step, way)
         found += _gradients(step, way)
-    if (way.data > 1 or way.model > 1) and job.loss == "chunked" and isinstance(described.model, LanguageModel):
-        found += _chunked_loss(step, way)
     return [collective for collective in found if collective.tensors]
 
 
@@ -63,13 +60,12 @@ def _gradients(step: Step, way: Way) -> list[Collective]:
     described, rules = step.described, way.unsplit
     model, config = described.model, described.config
     sizes = []
-    chunked = step.job.loss == "chunked"
     language = isinstance(model, LanguageModel)
     tables = _tables(described)
     for variable in described.weights:
         axes = variable.axes or ()
-        if not variable.trainable or "experts" in axes:
-            continue  # every device computes all tokens of its experts
+        if not variable.trainable:
+            continue
         if "/pooler/" in f"/{variable.path}" and getattr(model, "pooling", None) != "pooler":
             continue  # read by nothing
         shape = list(rules.shard(variable.path, variable.shape, variable.axes))
@@ -84,10 +80,7 @@ def _gradients(step: Step, way: Way) -> list[Collective]:
         times = 1
         if variable.path in tables:
             lookups = 2 if config.kind == "encoder_decoder" else 1
-            projects = language and not chunked and config.tie_embeddings
-            times = lookups + int(projects)
-        elif chunked and language and "vocab" in axes:
-            continue  # of the head alone, which every device computes as a whole
+            times = lookups + int(language and config.tie_embeddings)
         sizes += [math.prod(shape) * itemsize(variable.dtype)] * times
     launches = max(1, math.ceil(sum(sizes) / BUCKET))
     return [
@@ -109,6 +102,7 @@ def _gathered(step: Step, way: Way) -> list[Collective]:
         return []
     described, language = step.described, isinstance(step.described.model, LanguageModel)
     tables = _tables(described)
+    looks_apart = _looks_apart(step, way)
     sizes = []
     for variable in described.weights:
         if "data" not in way.rules.spec(variable.path, variable.shape, variable.axes) or not variable.trainable:
@@ -118,11 +112,28 @@ def _gathered(step: Step, way: Way) -> list[Collective]:
         shard = way.unsplit.shard(variable.path, variable.shape, variable.axes)
         times = 1
         if variable.path in tables and language and step.job.loss == "dense" and described.config.tie_embeddings:
-            times = 2
+            times = 1 if looks_apart else 2
+        elif variable.path in tables and looks_apart and not (language and described.config.tie_embeddings):
+            continue
         elif step.job.remat and variable.path not in tables:
             times = 2  # forward, and where blocks are computed again
         sizes += [math.prod(shard) * itemsize(variable.dtype)] * times
-    return [Collective("all-gather", "data", "weights", len(sizes), sum(sizes), len(sizes), hideable=True)]
+    found = [Collective("all-gather", "data", "weights", len(sizes), sum(sizes), len(sizes), hideable=True)]
+    if looks_apart:
+        sides = 2 if described.config.kind == "encoder_decoder" else 1
+        stream = step.rows // way.data * step.length * step.width * itemsize(step.dtype)
+        what = "embedded tokens, from parts of their width to rows, and back"
+        found.append(Collective("all-to-all", "data", what, 2 * sides * way.data, 2 * sides * stream, 2 * sides))
+    return found
+
+
+def _looks_apart(step: Step, way: Way) -> bool:
+    """Whether tokens are looked up in a table whose rows and columns are both split, which XLA leaves where it is."""
+    return any(
+        set(way.rules.spec(v.path, v.shape, v.axes)) == {"data", "model"}
+        for v in step.described.weights
+        if v.path in _tables(step.described)
+    )
 
 
 def _tensor_parallel(step: Step, way: Way) -> list[Collective]:
@@ -161,11 +172,9 @@ def _tensor_parallel(step: Step, way: Way) -> list[Collective]:
     if vocabulary and vocabulary % way.model == 0:
         sums("embedded tokens", 2 if config.kind == "encoder_decoder" else 1, 1)
         if isinstance(described.model, LanguageModel):
-            if step.job.loss == "dense":
-                sums("states before the vocabulary, backward", 1, 1)
-            statistics = rows * step.length * 4
-            if step.job.loss == "dense":
-                sums("maximum, sum and label's logit", 3, 2, statistics)
+            chunks = step.chunks(way.data)
+            sums("states before the vocabulary, backward", 1, chunks)
+            sums("maximum, sum and label's logit", 3, 2 * chunks, rows * step.length * 4)
     if getattr(described.model, "head", None) is not None and isinstance(described.model, LanguageModel):
         sums("masked tokens' head, forward", 1, 1, kind="all-gather")
         sums("masked tokens' head, backward", 1, 1)
@@ -185,27 +194,9 @@ def _uneven_heads(step: Step, way: Way, layer: Any, rows: int) -> list[Collectiv
     return found
 
 
-def _experts(step: Step, way: Way) -> list[Collective]:
-    """Tokens are sorted by expert over the whole batch, which every device therefore gets."""
-    found = []
-    for blocks, _ in stacks(step.described):
-        for block in blocks:
-            feed = block.feed_forward
-            if isinstance(feed, MixtureOfExperts):
-                chosen = step.tokens * feed.top_k
-                rows = chosen * step.width * itemsize(step.dtype)
-                found += [
-                    Collective("all-reduce", "data", "experts' inputs and outputs", 2, 2 * rows, 2),
-                    Collective("all-reduce", "data", "experts' order", 1, chosen * 4, 1),
-                    Collective("all-gather", "data", "router", 1, step.tokens * feed.num_experts * 4, 1),
-                    Collective("all-gather", "data", "experts' order", 1, chosen * 4, 1),
-                ]
-    return found
-
-
 def _split_experts(step: Step, way: Way, layer: Any) -> list[Collective]:
-    """Experts split over "model": each device computes its experts' tokens, and all sums are over all rows."""
-    chosen = step.tokens * layer.top_k * itemsize(step.dtype)
+    """Experts split over "model": each device computes its experts' tokens, and sums are over all of its rows."""
+    chosen = step.tokens // way.data * layer.top_k * itemsize(step.dtype)
     gates = 1 if layer.gated else 0
     return [
         Collective(
@@ -215,26 +206,8 @@ def _split_experts(step: Step, way: Way, layer: Any) -> list[Collective]:
     ]
 
 
-def _chunked_loss(step: Step, way: Way) -> list[Collective]:
-    """The states of all tokens, in the order of their labels, on every device: chunks are cut from the whole batch."""
-    config = step.described.config
-    states = step.tokens * (config.embedding_dim or step.width) * itemsize(step.dtype)
-    found = []
-    if way.data > 1:
-        found.append(Collective("all-reduce", "data", "states of all tokens, for the chunked loss", 1, states, 1))
-        found.append(Collective("all-reduce", "data", "labels and weights of all tokens", 2, step.tokens * 8, 1))
-        found.append(Collective("all-gather", "data", "order of all tokens", 1, step.tokens * 4, 1))
-    split = way.model if way.model > 1 else way.data if way.fsdp else 1  # of the vocabulary's rows
-    if split > 1 and (config.vocabulary_size or 1) % split == 0:
-        axis = "model" if way.model > 1 else "data"
-        found.append(Collective("all-reduce", axis, "states' gradients, chunked loss", 1, states, 1))
-        what = "maximum, sum and label's logit, chunked loss"
-        found.append(Collective("all-reduce", axis, what, 3, step.tokens * 12, 2))
-    return found
-
-
 def seconds(size: float, kind: str, devices: int, bandwidth: float) -> float:
-    """Of a ring of so many devices: each sends 2 (n - 1) / n of the bytes to reduce, (n - 1) / n to gather."""
+    """Of a ring of so many devices: each sends 2 (n - 1) / n of the bytes to reduce, (n - 1) / n to gather or move."""
     factor = 2 if kind == "all-reduce" else 1
     return factor * (devices - 1) / devices * size / bandwidth
 

@@ -37,7 +37,7 @@ def training(described: Described, job: Job, way: Way) -> dict[str, int]:
         "optimizer": held(described.slots, way),
         "activations": total(activations.saved(described, job), way),
         "recomputed": total(activations.recomputed(described, job), way),
-        "loss": total(activations.passing(described, job), way),
+        "loss": total(activations.passing(described, job, way.data), way),
         "gathered": _gathered(described, job, way),
     }
 

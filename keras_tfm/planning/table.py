@@ -57,16 +57,15 @@ def rows(plan: Plan) -> list[str]:
     possible = [mesh for mesh in plan.meshes if mesh.refused is None]
     for mesh in possible[:SHOWN]:
         tokens = plan.job.batch_size * plan.job.sequence_length / mesh.seconds["step"]
-        about = "~" if mesh.way.fsdp and mesh.way.model > 1 else ""
         table.append(
             [
                 mesh.way.name,
                 *(said(mesh.memory[part]) for part in parts),
                 said(mesh.bytes),
                 "yes" if mesh.fits else "no",
-                f"{about}{sum(collective.tensors for collective in mesh.collectives)}",
-                f"{about}{said(mesh.moved)}",
-                f"{about}{mesh.seconds['step'] * 1e3:,.1f} ms",
+                str(sum(collective.tensors for collective in mesh.collectives)),
+                said(mesh.moved),
+                f"{mesh.seconds['step'] * 1e3:,.1f} ms",
                 count(tokens),
             ]
         )

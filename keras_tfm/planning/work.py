@@ -23,7 +23,7 @@ def flops(described: Described, job: Job, way: Way) -> float:
     """
     step = Step(described, job)
     passes = 4 if job.remat else 3  # forward, twice as much backward
-    of_blocks, per_token_all = 0.0, 0.0
+    of_blocks = 0.0
     for blocks, cross in stacks(described):
         for block in blocks:
             attends = [block.attention] + ([block.cross_attention] if cross else [])
@@ -35,16 +35,15 @@ def flops(described: Described, job: Job, way: Way) -> float:
                     continue
                 axes = getattr(variable, "logical_axes", None) or ()
                 if "experts" in axes and isinstance(feed, MixtureOfExperts):
-                    per_token_all += 2.0 * math.prod(variable.shape) * feed.top_k / feed.num_experts
+                    of_blocks += 2.0 * math.prod(variable.shape) * feed.top_k / feed.num_experts
                 else:
                     of_blocks += 2.0 * math.prod(variable.shape)
     found = passes * of_blocks * step.tokens / way.devices
-    found += passes * per_token_all * step.tokens / way.model  # every device computes the whole batch's experts
     config = described.config
     if isinstance(described.model, LanguageModel) and config.vocabulary_size:
         head = 6.0 * step.tokens * config.vocabulary_size * (config.embedding_dim or step.width)
         splits = way.model if config.vocabulary_size % way.model == 0 else 1
-        found += head / splits / (1 if job.loss == "chunked" else way.data)
+        found += head / splits / way.data
     return found
 
 

@@ -5,6 +5,7 @@ With INDEX -1, one process with eight devices trains the same.
 
 from __future__ import annotations
 
+import re
 import sys
 
 import keras
@@ -14,6 +15,15 @@ import keras_tfm as tfm
 from keras_tfm import distribution
 
 TEXTS = [" ".join(["soup", "bean", "day", "sun"][(n * k) % 4] for k in range(1, 3 + n % 5)) for n in range(21)]
+
+
+def refused(message, call):
+    try:
+        call()
+    except ValueError as error:
+        assert re.search(message, str(error)), error  # noqa: PT017 - this is no test
+    else:
+        raise AssertionError(f"taken: {message}")
 
 
 def main():
@@ -47,6 +57,11 @@ def main():
                 TEXTS, labels, batch_size=8, epochs=2, verbose=0, callbacks=callbacks, validation_data=(TEXTS, labels)
             ).history
             results |= {f"{name}/{key}": np.array(values) for key, values in history.items()}
+            results[f"{name}/evaluated"] = np.array(model.evaluate(TEXTS, labels, batch_size=8, verbose=0))
+            results[f"{name}/predicted"] = model.predict(TEXTS, batch_size=8)
+            ids = np.array([[n % 40, 1 + n % 7, 3, 2] for n in range(21)], "int32")
+            inputs = {"token_ids": ids[:16] if int(index) < 0 else ids}  # 16 rows: eight devices share them
+            results[f"{name}/predicted arrays"] = model.predict(inputs, batch_size=8, verbose=0)[:16]
             for variable in model.trainable_variables:
                 if int(index) >= 0:
                     from jax.experimental import multihost_utils
@@ -56,12 +71,10 @@ def main():
                     value = variable.value
                 results[f"{name}/{variable.path}"] = np.asarray(value)
     if int(index) >= 0:
-        try:
-            model.fit(np.ones((8, 4), "int32"), np.zeros(8, "int32"), verbose=0)
-        except ValueError as error:
-            assert "On several hosts, arrays are not shared" in str(error)  # noqa: PT017 - this is no test
-        else:
-            raise AssertionError("arrays were taken")
+        ones = np.ones((8, 4), "int32")
+        refused("On several hosts, arrays are not shared", lambda: model.fit(ones, ones[:, 0], verbose=0))
+        refused("raw rows .* or arrays, the same in each; got generator", lambda: model.predict(x for x in [ones]))
+        refused("predict takes no steps", lambda: model.predict(ones, steps=1))
     np.savez(output, **results)
 
 

@@ -65,6 +65,10 @@ WAYS = {
     "model 8": (Way(1, 8), lambda: distribution.tensor_parallel()),
     "data 8, fsdp": (Way(8, 1, True), lambda: distribution.fsdp()),
     "data 2 x model 4": (Way(2, 4), lambda: distribution.tensor_parallel(distribution.mesh(data=2, model=4))),
+    "data 2 x model 4, fsdp": (
+        Way(2, 4, True),
+        lambda: distribution.tensor_parallel(distribution.mesh(data=2, model=4), rest="data"),
+    ),
 }
 # Name, model, data, options of the job, ways.
 MESHES = [
@@ -72,14 +76,16 @@ MESHES = [
     ("decoder, chunked loss", gpt, TOKENS, {"loss": "chunked"}, list(WAYS)),
     ("decoder, gated, rotary", later, TOKENS, {}, list(WAYS)),
     ("decoder, grouped heads", lambda: later(num_key_value_heads=2), TOKENS, {}, ["model 8", "data 2 x model 4"]),
+    ("experts", lambda: gpt(feed_forward=EXPERTS), TOKENS, {}, list(WAYS)),
     ("encoder, masked tokens", masked, MASKED, {}, list(WAYS)),
-    ("encoder, classifier", classifier, CLASSES, {}, ["data 8", "data 2 x model 4"]),
+    ("encoder, classifier", classifier, CLASSES, {}, ["data 8", "data 2 x model 4", "data 2 x model 4, fsdp"]),
     ("encoder-decoder", pair, PAIRS, {}, ["data 8", "data 2 x model 4"]),
 ]
 FEWER = {  # of the ways, without the argument "all"
     "decoder, chunked loss": ["data 8, fsdp", "data 2 x model 4"],
-    "decoder, gated, rotary": ["data 8, fsdp"],
+    "decoder, gated, rotary": ["data 8, fsdp", "data 2 x model 4, fsdp"],
     "decoder, grouped heads": ["data 2 x model 4"],
+    "experts": ["data 2 x model 4"],
     "encoder, masked tokens": ["model 8", "data 8, fsdp"],
     "encoder, classifier": ["data 2 x model 4"],
     "encoder-decoder": ["data 2 x model 4"],

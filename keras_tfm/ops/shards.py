@@ -1,0 +1,95 @@
+"""Work that each device of a mesh does on its own rows of a batch, on JAX.
+
+XLA shares the work of a program among devices by itself, but for what it cannot see through: a loop over chunks of tokens,
+a sort, a gather. Of these it makes every device compute the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_tfm.ops.backend import NAME, Tensor
+
+
+def by_device(function: Callable, rows: Sequence[Tensor], whole: Sequence[Any], results: Sequence[str]) -> Any:
+    """`function(*rows, *whole)`, run on each device with its rows alone where a batch is split over a mesh.
+
+    Without a distribution, within a `jax.shard_map` over the batch's axis, and where the devices do not divide the rows,
+    it is called once with all of them. Axes that weights are split over are left to XLA inside.
+
+    Args:
+        function: Of arrays, gives a tuple of arrays. It draws no random numbers and sets no variable.
+        rows: Arrays whose first dimension is that of the batch, or of the tokens of all rows, one row's after another's.
+        whole: Arrays that all devices get as a whole, or trees of them.
+        results: Of each array that comes back: "rows", as the arguments are; or "sum", to be added up over devices.
+
+    Returns:
+        What `function` gives, of the whole batch.
+    """
+    found = _shared_axis(rows[0].shape[0]) if NAME == "jax" else None
+    if found is None:
+        return function(*rows, *whole)
+    import jax
+
+    mesh, axis = found
+    split, full = jax.sharding.PartitionSpec(axis), jax.sharding.PartitionSpec()
+
+    def of_one(*arguments: Any) -> tuple[Any, ...]:
+        made = function(*arguments)
+        return tuple(jax.lax.psum(x, axis) if kind == "sum" else x for x, kind in zip(made, results, strict=True))
+
+    return jax.shard_map(
+        of_one,
+        mesh=mesh,
+        in_specs=(*[split] * len(rows), *[full] * len(whole)),
+        out_specs=tuple(full if kind == "sum" else split for kind in results),
+        axis_names={axis},
+        check_vma=False,
+    )(*rows, *whole)
+
+
+def with_rows_split(x: Tensor) -> Tensor:
+    """x, (rows, ...), whose rows are to stay split over the batch's axis in a compiled program.
+
+    Of what weights are multiplied or looked up with, XLA takes over the weights' layout: where these are split over the
+    batch's axis too, by `fsdp`, it would gather rows and split the width instead, again and again.
+    """
+    if NAME != "jax":
+        return x
+    import jax
+
+    found = _shared_axis(x.shape[0]) if isinstance(x, jax.core.Tracer) else None
+    if found is None:
+        return x
+    mesh, axis = found
+    rest = [jax.sharding.PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(
+        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis, *rest))
+    )
+
+
+def on_every_device(x: Any) -> Any:
+    """Arrays of a tree as a whole on every device of the mesh, so that every host can read them."""
+    import jax
+
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, everywhere), x)
+
+
+def _shared_axis(rows: Any) -> tuple[Any, str] | None:
+    """The mesh and its axis that the batch is split over; None where each device is to have all rows."""
+    import jax
+
+    distribution: Any = keras.distribution.distribution()
+    axis = None if distribution is None else distribution.batch_dim_name
+    if axis is None:
+        return None
+    mesh = distribution.device_mesh.backend_mesh
+    is_apart = axis in getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
+    if is_apart or mesh.shape[axis] == 1 or rows % mesh.shape[axis]:
+        return None
+    return mesh, axis
