@@ -9,15 +9,18 @@ import keras
 import numpy as np
 
 from keras_tfm.distribution.strategies import replicas_of
+from keras_tfm.ops import processes
 from keras_tfm.ops.backend import NAME
 
 IGNORED = -100
 
 
 def shares() -> int:
-    """How many parts the distribution, or the strategy, that is set now makes of a batch; 1 without one."""
+    """How many parts the distribution, the strategy or the connected processes make of a batch; 1 without any."""
     if NAME == "tensorflow":
         return replicas_of()
+    if NAME == "torch":
+        return processes.count()
     distribution = keras.distribution.distribution()
     if distribution is None or distribution.batch_dim_name is None:
         return 1
@@ -26,7 +29,9 @@ def shares() -> int:
 
 
 def local_rows(rows: int) -> np.ndarray:
-    """Which of a batch's rows the devices of this process have, of several processes on JAX; all of them for one."""
+    """Which of a batch's rows the devices of this process have, of several on JAX or torch; all of them for one."""
+    if NAME == "torch":
+        return np.array_split(np.arange(rows), processes.count())[processes.index()]
     import jax
 
     if jax.process_count() == 1:
@@ -64,10 +69,10 @@ def check_arrays(x: Any, batch_size: int, validation_split: float = 0.0) -> None
     arrays = keras.tree.flatten(x) if given else []
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return
-    if NAME == "jax" and _processes() > 1:
+    if processes.count() > 1:
         raise ValueError(
             "On several hosts, arrays are not shared: Keras would take those of each host for other rows. Give raw rows "
-            "(strings, or examples), of which each host takes its part, or a PyDataset or tf.data of this host's rows."
+            "(strings, or examples), of which each host takes its part, or a PyDataset, or the like, of this host's rows."
         )
     if shares() > 1:
         rows = len(arrays[0])
@@ -75,12 +80,6 @@ def check_arrays(x: Any, batch_size: int, validation_split: float = 0.0) -> None
         trained = int(rows * (1 - validation_split))
         check_rows(trained, batch_size, remedy)
         check_rows(rows - trained, batch_size, remedy)
-
-
-def _processes() -> int:
-    import jax
-
-    return jax.process_count()
 
 
 def filled_up(batch: tuple[Any, ...], parts: int) -> tuple[Any, ...]:

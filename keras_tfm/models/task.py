@@ -261,14 +261,15 @@ class Task(RawRows, Recompiled, Replicated, Pretrained, NamedInputsModel):
         if not isinstance(x, TextDataset):
             return super().predict(x, batch_size=batch_size, **options)
         data = x
-        parts = [self._predicted(data[index][0]) for index in range(len(data))]
+        with self._predicting(data):
+            parts = [self._predicted(data[index][0]) for index in range(len(data))]
         back = np.argsort(data.batches.order)
         return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
 
     def _predicted(self, x: dict[str, np.ndarray]) -> Any:
-        """Outputs of a batch, which devices share where there are several."""
+        """Outputs of a batch, which devices, or processes, share where there are several."""
         rows = len(next(iter(x.values())))
-        outputs = self.predict_on_batch(filled_up((x,), shares())[0])
+        outputs = self._predict_batch(filled_up((x,), shares())[0])
         return keras.tree.map_structure(lambda output: output[:rows], outputs)
 
     def _check_labelled(self, method: str, x: Any, y: Any = None) -> None:
