@@ -20,10 +20,21 @@ _is_together = False  # within `fit`, `evaluate` or `predict` of all processes
 
 
 class Together:
-    """A Keras model that several processes of torch train. A mixin that is no model, as `Recompiled`.
+    """A Keras model that several processes of torch train; task models are. A mixin, which stands before `keras.Model`.
 
     Each process has all weights and its rows of each batch. Gradients are averaged before they are clipped; weights,
     optimizer and seeds are those of the first process when `fit` begins, and stay equal because what is done with them is.
+    In one process, and on other backends, nothing is changed.
+
+    A model of one's own is given a `PyDataset`, or the like, of this process's rows: as many batches in each process, and
+    as many rows in a batch, of whose losses the mean is taken.
+
+    Example:
+        >>> class Net(keras_tfm.distribution.Together, keras.Model):
+        ...     pass
+        >>> model = Net(inputs, outputs)
+        >>> model.compile("adam", "mse")
+        >>> model.fit(rows_of_this_process)
     """
 
     _averaged: AveragedGradients | None = None
@@ -31,11 +42,12 @@ class Together:
     _shares_predictions = False
     _is_alone = False  # within a method that one process may call
 
-    def fit(self: Any, **options: Any) -> Any:
+    def fit(self: Any, x: Any = None, y: Any = None, **options: Any) -> Any:
         """As `keras.Model.fit`; of several processes, called by all of them."""
         if not processes.is_connected():
-            return super().fit(**options)
-        data = [options.get("x"), options.get("validation_data")]
+            return super().fit(x=x, y=y, **options)
+        _check_no_arrays(x, options.get("batch_size"))
+        data = [x, options.get("validation_data")]
         check_together(self)
         options = of_this_process(options)
         self.optimizer.build(self.trainable_variables)
@@ -44,16 +56,17 @@ class Together:
             _reading(self, data[0]),
         ):
             try:
-                return super().fit(**options)
+                return super().fit(x=x, y=y, **options)
             finally:
                 self._average(None)
 
-    def evaluate(self: Any, **options: Any) -> Any:
+    def evaluate(self: Any, x: Any = None, y: Any = None, **options: Any) -> Any:
         """As `keras.Model.evaluate`; of several processes, called by all of them."""
         if not processes.is_connected():
-            return super().evaluate(**options)
-        with begun(self, "evaluate", options.get("x")), _reading(self, options.get("x")):
-            return super().evaluate(**of_this_process(options))
+            return super().evaluate(x=x, y=y, **options)
+        _check_no_arrays(x, options.get("batch_size"))
+        with begun(self, "evaluate", x), _reading(self, x):
+            return super().evaluate(x=x, y=y, **of_this_process(options))
 
     def train_on_batch(self: Any, *arguments: Any, **options: Any) -> Any:
         """As `keras.Model.train_on_batch`; refused in one of several processes."""
@@ -185,6 +198,12 @@ def _reading(model: Any, data: Any) -> Iterator[None]:
         yield
     finally:
         model._shared_data = before
+
+
+def _check_no_arrays(x: Any, batch_size: int | None) -> None:
+    from keras_tfm.distribution.sharing import check_arrays  # which knows of models with strategies, and so of this one
+
+    check_arrays(x, batch_size or 32)
 
 
 def of_this_process(options: dict[str, Any]) -> dict[str, Any]:

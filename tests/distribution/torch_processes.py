@@ -102,6 +102,31 @@ WAYS = {
 }
 
 
+class Rows(keras.utils.PyDataset):
+    """Two batches of 8 numbers, of which each process has as many."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        x = np.random.default_rng(index).normal(size=(8, 4)).astype("float32")
+        mine = slice(processes.index(), None, processes.count())
+        return x[mine], x[mine].sum(axis=1)
+
+
+class Net(distribution.Together, keras.Model):
+    """A model that is not this library's."""
+
+
+def plain():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4,))
+    model = Net(x, keras.layers.Dense(1)(keras.layers.Dense(8, activation="relu")(x)))
+    model.compile(keras.optimizers.SGD(0.1, global_clipnorm=0.5), "mse")
+    model.fit(Rows(), epochs=2, verbose=0)
+    return model
+
+
 def trained(output: Path) -> None:
     """Every way of training, as arrays by name."""
     results = {}
@@ -125,6 +150,8 @@ def trained(output: Path) -> None:
         results[f"{name}/predicted"] = model.predict(texts, batch_size=8)
         if name == "classifier":
             results["rows"] = np.array(model.seen)
+    for number, weight in enumerate(plain().get_weights()):
+        results[f"plain/weight{number}"] = weight
     np.savez(output / f"{processes.index()}_of_{processes.count()}.npz", **results)
 
 
