@@ -3,13 +3,16 @@
     python train.py --text book.txt --output run                        # the devices of this machine
     srun python train.py --text book.txt --output /shared/run           # of all hosts; see slurm.sh and jobset_*.yaml
     XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu python train.py --text book.txt --data 2 --model 4
+    KERAS_BACKEND=torch torchrun --nproc-per-node 8 train.py --text book.txt --output run     # a process for each GPU
 
-KERAS_BACKEND=jax. `--output` must be the same place for all hosts. Which mesh to take, and what fits: `keras-tfm plan`.
+KERAS_BACKEND=jax, or torch, where every process has the whole model. `--output` must be the same place for all hosts.
+Which mesh to take, and what fits: `keras-tfm plan`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 
@@ -23,17 +26,21 @@ from keras_tfm import distribution
 
 def main() -> None:
     args = parse_arguments()
+    is_first, devices = True, 1
     if distribution.processes() is not None or "TPU_WORKER_HOSTNAMES" in os.environ:
-        print("started by", distribution.initialize().launcher, flush=True)
-    import jax
-
+        found = distribution.initialize()
+        print("started by", found.launcher, flush=True)
+        is_first, devices = found.index == 0, found.count
     keras.utils.set_random_seed(args.seed)
     documents = [Path(name).read_text("utf-8") for name in args.text]
     tokenizer = tfm.data.train_tokenizer(documents, args.vocabulary_size, kind="byte_bpe")
     examples = tfm.data.causal_examples(documents, tokenizer, args.context)
-    mesh = distribution.mesh(data=args.data, model=args.model)
-    layouts = distribution.tensor_parallel(mesh, rest="data" if args.fsdp else None)
-    with layouts.scope():
+    scope = contextlib.nullcontext()
+    if keras.backend.backend() == "jax":
+        devices = len(keras.distribution.list_devices())
+        mesh = distribution.mesh(data=args.data, model=args.model)
+        scope = distribution.tensor_parallel(mesh, rest="data" if args.fsdp else None).scope()
+    with scope:
         backbone = tfm.models.gpt(
             num_layers=args.layers,
             hidden_dim=args.width,
@@ -43,11 +50,8 @@ def main() -> None:
         )
         model = tfm.CausalLM(backbone, tokenizer=tokenizer)
         model.compile(keras.optimizers.AdamW(args.learning_rate, weight_decay=0.1, global_clipnorm=1.0), metrics=None)
-        is_first = jax.process_index() == 0
         if is_first:
-            print(
-                f"{model.count_params():,} parameters, {len(examples):,} rows, {jax.device_count()} devices", flush=True
-            )
+            print(f"{model.count_params():,} parameters, {len(examples):,} rows, {devices} devices", flush=True)
         model.fit(
             model.dataset(examples, batch_size=args.batch_size, shuffle=True, seed=args.seed),
             epochs=args.epochs,
@@ -76,7 +80,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--epochs", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--save-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if keras.backend.backend() != "jax" and (args.data != -1 or args.model != 1 or args.fsdp):
+        parser.error("--data, --model and --fsdp lay weights over a mesh, which JAX does: set KERAS_BACKEND=jax")
+    return args
 
 
 if __name__ == "__main__":

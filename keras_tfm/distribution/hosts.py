@@ -11,7 +11,9 @@ from typing import Any
 
 import keras
 
+from keras_tfm.distribution import connecting
 from keras_tfm.distribution.meeting import meet
+from keras_tfm.ops import processes as connected_processes
 from keras_tfm.ops.backend import NAME
 
 PORT = 47331  # of the first process, where the launcher names none
@@ -61,41 +63,57 @@ def processes(environ: Mapping[str, str] | None = None) -> Processes | None:
 
 
 def initialize(
-    coordinator: str | None = None, count: int | None = None, index: int | None = None, *, timeout: float = 300.0
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    *,
+    timeout: float = 300.0,
+    collective_timeout: float | None = None,
 ) -> Processes:
-    """Make the devices of several processes one mesh, on JAX: before anything is computed, in each of them.
+    """Let several processes train one model, on JAX and on torch: before anything is computed, in each of them.
 
     Who they are is given, or read from the launcher's variables (`processes`). They meet first, so that one that never
-    comes is named; then `keras.distribution.initialize` connects them and gives all of them the same random seed.
+    comes is named. On JAX, `keras.distribution.initialize` then makes their devices one mesh. On torch,
+    `torch.distributed.init_process_group` connects them, by nccl between GPUs, of which each process takes its own, by gloo
+    between CPUs; `fit`, `evaluate` and `predict` of task models then share batches and average gradients. All processes
+    have the same random seed afterwards.
 
     Args:
         coordinator: "host:port" of the first process, which must be free there.
         count: How many processes there are.
         index: Which one this is, from 0.
         timeout: Seconds to wait for the others.
+        collective_timeout: On torch, seconds that a process waits for the others while it trains, before it ends with an
+            error; of one that has ended it hears at once. Default: torch's, half an hour by gloo, ten minutes by nccl.
 
     Returns:
-        Who is who. Where JAX is connected already, by Ray's `JaxTrainer` say, that.
+        Who is who. Where processes are connected already, by Ray say, that.
 
     Raises:
-        ValueError: on other backends; without variables of a launcher; for some that are incomplete; if processes run other
-            versions of Python, Keras, JAX or keras_tfm.
+        ValueError: on TensorFlow; without variables of a launcher; for some that are incomplete; if processes run other
+            versions of Python, Keras, the backend or keras_tfm; on torch, if a process finds no GPU of its own.
         TimeoutError: when the time is up, naming who is missing.
     """
-    if NAME != "jax":
+    if NAME == "tensorflow":
         raise ValueError(
-            f"Several hosts are connected by JAX: set KERAS_BACKEND=jax (it is {NAME}). On torch, torchrun and its own "
-            "DistributedDataParallel serve."
+            "Several hosts are connected by JAX or torch: set KERAS_BACKEND=jax, or torch, before keras is imported (it is "
+            "tensorflow, on which tf.distribute.MirroredStrategy serves one machine)."
         )
-    import jax
-
-    if jax.distributed.is_initialized():
-        return Processes("", jax.process_count(), jax.process_index(), "connected already")
+    for name, seconds in (("timeout", timeout), ("collective_timeout", collective_timeout)):
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"{name} must be positive seconds; got {seconds!r}.")
+    if collective_timeout is not None and NAME == "jax":
+        raise ValueError("collective_timeout is of torch; JAX's processes notice by themselves when one is gone.")
+    connected = _connected_already()
+    if connected is not None:
+        return connected
     given = {"coordinator": coordinator, "count": count, "index": index}
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given):
         found = processes()
-        if found is None and _is_tpu_slice(os.environ):
+        if found is None and NAME == "jax" and _is_tpu_slice(os.environ):
+            import jax
+
             keras.distribution.initialize()  # JAX knows a slice's hosts by itself
             return Processes("", jax.process_count(), jax.process_index(), "TPU slice")
         if found is None:
@@ -107,15 +125,33 @@ def initialize(
         raise ValueError(f"Give coordinator, count and index, or none of them; {', '.join(missing)} is missing.")
     else:
         found = _checked(Processes(str(coordinator), count, index, "arguments"))  # type: ignore[arg-type]
-    if not timeout > 0:
-        raise ValueError(f"timeout must be positive seconds; got {timeout!r}.")
     if found.count > 1:
         meet(found.coordinator, found.count, found.index, timeout)
+        if NAME == "torch":
+            connecting.connect(found.coordinator, found.count, found.index, timeout, collective_timeout)
+            return found
+        import jax
+
         config: Any = jax.config
         if config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
             config.update("jax_cpu_collectives_implementation", "gloo")
         keras.distribution.initialize(found.coordinator, found.count, found.index)
     return found
+
+
+def _connected_already() -> Processes | None:
+    """What somebody else has connected, such as Ray's `JaxTrainer` and `TorchTrainer`."""
+    if NAME == "jax":
+        import jax
+
+        is_connected = jax.distributed.is_initialized()
+    else:
+        is_connected = connected_processes.is_connected()
+        if is_connected:
+            connecting.share_seed()
+    if not is_connected:
+        return None
+    return Processes("", connected_processes.count(), connected_processes.index(), "connected already")
 
 
 def _checked(found: Processes) -> Processes:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-VERSIONS = ("keras", "jax", "jaxlib", "keras_tfm")
+from keras_tfm.ops.backend import NAME
+
+VERSIONS = ("keras", *(("jax", "jaxlib") if NAME == "jax" else (NAME,)), "keras_tfm")
 
 
 def meet(coordinator: str, count: int, index: int, timeout: float) -> None:

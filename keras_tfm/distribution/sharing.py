@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_tfm.distribution.strategies import replicas_of
+from keras_tfm.ops import processes
 from keras_tfm.ops.backend import NAME
 
 IGNORED = -100
 
 
 def shares() -> int:
-    """How many parts the distribution, or the strategy, that is set now makes of a batch; 1 without one."""
+    """How many parts the distribution, the strategy or the connected processes make of a batch; 1 without any."""
     if NAME == "tensorflow":
         return replicas_of()
+    if NAME == "torch":
+        return processes.count()
     distribution = keras.distribution.distribution()
     if distribution is None or distribution.batch_dim_name is None:
         return 1
@@ -26,7 +30,9 @@ def shares() -> int:
 
 
 def local_rows(rows: int) -> np.ndarray:
-    """Which of a batch's rows the devices of this process have, of several processes on JAX; all of them for one."""
+    """Which of a batch's rows the devices of this process have, of several on JAX or torch; all of them for one."""
+    if NAME == "torch":
+        return np.array_split(np.arange(rows), processes.count())[processes.index()]
     import jax
 
     if jax.process_count() == 1:
@@ -41,7 +47,7 @@ def local_rows(rows: int) -> np.ndarray:
 
 def several_hosts() -> bool:
     """Whether other processes share the batches, on JAX."""
-    return NAME == "jax" and _processes() > 1
+    return NAME == "jax" and processes.count() > 1
 
 
 def placed(batch: Any) -> Any:
@@ -82,10 +88,10 @@ def check_arrays(x: Any, batch_size: int, validation_split: float = 0.0) -> None
     arrays = keras.tree.flatten(x) if given else []
     if not arrays or not all(hasattr(array, "shape") for array in arrays):
         return
-    if several_hosts():
+    if processes.count() > 1:
         raise ValueError(
             "On several hosts, arrays are not shared: Keras would take those of each host for other rows. Give raw rows "
-            "(strings, or examples), of which each host takes its part, or a PyDataset or tf.data of this host's rows."
+            "(strings, or examples), of which each host takes its part, or a PyDataset, or the like, of this host's rows."
         )
     if shares() > 1:
         rows = len(arrays[0])
@@ -93,6 +99,12 @@ def check_arrays(x: Any, batch_size: int, validation_split: float = 0.0) -> None
         trained = int(rows * (1 - validation_split))
         check_rows(trained, batch_size, remedy)
         check_rows(rows - trained, batch_size, remedy)
+
+
+def batches_of(x: Any, batch_size: int) -> Iterator[Any]:
+    """Arrays of a tree cut into batches."""
+    for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
+        yield keras.tree.map_structure(lambda array, start=start: np.asarray(array[start : start + batch_size]), x)
 
 
 def check_predictable(x: Any, options: dict[str, Any]) -> None:
@@ -106,12 +118,6 @@ def check_predictable(x: Any, options: dict[str, Any]) -> None:
     refused = sorted(name for name, value in options.items() if name != "verbose" and value is not None)
     if refused:
         raise ValueError(f"On several hosts, predict takes no {', '.join(refused)}: give the rows alone.")
-
-
-def _processes() -> int:
-    import jax
-
-    return jax.process_count()
 
 
 def filled_up(batch: tuple[Any, ...], parts: int) -> tuple[Any, ...]:

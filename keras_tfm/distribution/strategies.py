@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import keras
 
+from keras_tfm.distribution.together import Together
 from keras_tfm.ops.backend import NAME
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -53,8 +54,8 @@ def replicas_of(model: Any = None) -> int:
     return 1 if strategy is None else int(strategy.num_replicas_in_sync)
 
 
-class Replicated:
-    """What `keras.Model` gets wrong with several replicas. A mixin that is no model, as `Recompiled`."""
+class Replicated(Together):
+    """What `keras.Model` gets wrong with several replicas, or processes. A mixin that is no model, as `Recompiled`."""
 
     def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras builds by the mean of the replicas' first rows, which masks (bool) do not have. It begins an epoch for it.

@@ -9,9 +9,9 @@ import keras
 from keras import ops
 
 from keras_tfm.layers.base import check_positive, register
+from keras_tfm.ops import replicas
 from keras_tfm.ops.linear_crossentropy import linear_crossentropy
 from keras_tfm.ops.losses import token_crossentropy
-from keras_tfm.ops.replicas import summed
 
 
 def weighted(weights: Any, sample_weight: Any) -> Any:
@@ -119,10 +119,11 @@ def mean_of(total: Any, weights: Any) -> Any:
     """total / weights; 0 where nothing has weight.
 
     Where replicas share a batch, `weights` are summed over all of them: this is a replica's share of the batch's mean, and
-    the shares add up to it, as gradients do. Keras would take the mean of means, which gives a token of a replica with few
-    of them more weight than one of a replica with many.
+    the shares add up to it, as gradients do; those of torch's processes, whose gradients are averaged, have it as their
+    mean. Keras would take the mean of means, which gives a token of a replica with few of them more weight than one of a
+    replica with many.
     """
-    weights = summed(weights)
+    weights = replicas.summed(weights) * (replicas.addends() / replicas.count())
     return total / ops.where(weights == 0, 1.0, weights)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from keras_tfm.config import TransformerConfig
 from keras_tfm.data import accepted
 from keras_tfm.distribution import check_placed, check_strategy
 from keras_tfm.distribution.sharing import (
+    batches_of,
     check_arrays,
     check_predictable,
     checked,
@@ -268,26 +270,24 @@ class Task(RawRows, Recompiled, Replicated, Pretrained, NamedInputsModel):
         if self._is_raw(x):
             x = x if is_examples(x) else [x] if isinstance(x, str) else list(x)
             x = self.dataset(x, batch_size=batch_size or 32)
+        batches: Iterator[Any]
+        back: Any
         if isinstance(x, TextDataset):
-            parts = [self._predicted(x[index][0]) for index in range(len(x))]
-            back = np.argsort(x.batches.order)
-            return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
-        if not several_hosts():
+            batches, back = (x[index][0] for index in range(len(x))), np.argsort(x.batches.order)
+        elif several_hosts():
+            check_predictable(x, options)
+            batches, back = batches_of(x, batch_size or 32), slice(None)
+        else:
             return super().predict(x, batch_size=batch_size, **options)
-        check_predictable(x, options)
-        rows, size = len(keras.tree.flatten(x)[0]), batch_size or 32
-        batches = (
-            keras.tree.map_structure(lambda array, start=start: np.asarray(array[start : start + size]), x)
-            for start in range(0, rows, size)
-        )
-        parts = [self._predicted(batch) for batch in batches]
-        return keras.tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
+        with self._predicting(x):
+            parts = [self._predicted(batch) for batch in batches]
+        return keras.tree.map_structure(lambda *rows: _join(rows)[back], *parts)
 
     def _predicted(self, x: Any) -> Any:
-        """Outputs of a batch, which devices share where there are several."""
+        """Outputs of a batch, which devices, or processes, share where there are several."""
         rows = len(keras.tree.flatten(x)[0])
         x = filled_up((x,), shares())[0]
-        outputs = self.predict_on_batch(placed(x) if several_hosts() else x)
+        outputs = self.predict_on_batch(placed(x)) if several_hosts() else self._predict_batch(x)
         return keras.tree.map_structure(lambda output: output[:rows], outputs)
 
     def predict_step(self, *args, **kwargs):

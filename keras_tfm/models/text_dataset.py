@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -75,6 +76,18 @@ class TextDataset(keras.utils.PyDataset):
             return (x,)
         return (x, y) if self.sample_weight is None else (x, y, self.sample_weight[rows])
 
+    def digest(self) -> str:
+        """Of the first batch."""
+        digest = hashlib.sha256()
+        for array in keras.tree.flatten(self[0]):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:12]
+
+    def described(self) -> dict[str, int]:
+        """What processes that share it must have the same, JSON-able."""
+        lengths = self.batches.lengths
+        return {"rows": len(lengths), "tokens": int(np.sum(lengths)), "batch_size": self.batches.batch_size}
+
     def for_fit(self, loss: Any = None) -> Any:
         """What to hand to Keras: this, or on TensorFlow the same as `tf.data`; batches that devices can share.
 
@@ -101,21 +114,41 @@ class TextDataset(keras.utils.PyDataset):
 
 
 class SharedDataset(keras.utils.PyDataset):
-    """Another dataset's batches, filled up so that so many devices can share them."""
+    """Another dataset's batches, filled up so that so many devices can share them.
+
+    Attributes:
+        rows: Of the batch given last: how many it has in all processes, without those that fill it up.
+    """
 
     def __init__(self, dataset: TextDataset, parts: int):
         super().__init__()
         self.dataset, self.parts = dataset, parts
+        self.rows: int | None = None
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, index):
-        batch = filled_up(self.dataset[index], self.parts)
-        if NAME != "jax":
+        batch = self.dataset[index]
+        self.rows = len(keras.tree.flatten(batch)[0])
+        # Of torch's processes one may have a row less than another, but each needs one.
+        batch = filled_up(batch, self.parts if NAME != "torch" or self.rows < self.parts else 1)
+        if NAME == "tensorflow":
             return batch
         rows = local_rows(len(keras.tree.flatten(batch)[0]))
         return keras.tree.map_structure(lambda array: array[rows], batch)
+
+    def described(self) -> dict[str, int]:
+        return self.dataset.described()
+
+    def digest(self) -> str:
+        return self.dataset.digest()
+
+    def get_state(self) -> dict[str, Any]:
+        return self.dataset.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.dataset.set_state(state)
 
     def on_epoch_end(self):
         self.dataset.on_epoch_end()

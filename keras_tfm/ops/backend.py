@@ -11,6 +11,7 @@ import numpy as np
 from keras.src.backend import get_keras_mask, set_keras_mask  # no public name exists
 from keras.src.backend.common import global_state
 from keras.src.random import seed_generator
+from keras.src.utils import rng_utils
 
 Tensor = Any
 
@@ -130,6 +131,11 @@ def concrete(x: Tensor) -> np.ndarray | None:
 def static_shape(x: Tensor) -> tuple[int | None, ...]:
     """The shape of `x` as far as it is known before running; None where a dimension is dynamic."""
     return tuple(None if d is None else int(d) if isinstance(d, (int, np.integer)) else d for d in x.shape)
+
+
+def random_seed() -> int | None:
+    """What `keras.utils.set_random_seed` was given; None without it."""
+    return rng_utils.get_random_seed()
 
 
 def global_seed_generator(create: bool = False) -> Any:

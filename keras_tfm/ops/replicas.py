@@ -1,7 +1,8 @@
-"""The replicas of `tf.distribute` that share a training step: how many there are, which one this is, sums over them.
+"""The replicas of `tf.distribute`, or processes of torch, that share a training step: how many, which, sums over them.
 
-Within a step each replica has its part of the batch and adds its gradients to the others'. What is a mean over the whole
-batch must therefore be divided by the whole batch's weight, and what is random must know where it is drawn.
+Within a step each replica has its part of the batch and adds its gradients to the others'; torch's processes average them.
+What is a mean over the whole batch must therefore be divided by the whole batch's weight, and what is random must know
+where it is drawn.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_tfm.ops import processes
 from keras_tfm.ops.backend import NAME, Tensor
 
 
@@ -35,13 +37,20 @@ def expected() -> bool:
 
 
 def count() -> int:
-    """How many replicas share this step; 1 outside of one."""
+    """How many replicas, or processes of torch, share this step; 1 outside of one."""
+    if processes.is_in_step():
+        return processes.count()
     context = _context()
     return 1 if context is None else int(context.num_replicas_in_sync)
 
 
+def addends() -> int:
+    """How many losses add up to that of the whole batch: all replicas', which add gradients; 1 where these are averaged."""
+    return 1 if processes.is_in_step() else count()
+
+
 def index() -> Tensor | None:
-    """Which replica this is, a scalar int32 from 0; None where there are no others."""
+    """Which replica of `tf.distribute` this is, a scalar int32 from 0; None where there are no others."""
     context = _context()
     if context is None:
         return None
@@ -50,6 +59,8 @@ def index() -> Tensor | None:
 
 def summed(x: Tensor) -> Tensor:
     """The sum of x over all replicas, through which no gradient flows; x where there are no others."""
+    if processes.is_in_step():
+        return processes.summed(x)
     context = _context()
     if context is None:
         return x
@@ -59,7 +70,7 @@ def summed(x: Tensor) -> Tensor:
 
 
 def summed_gradients(gradients: list) -> list:
-    """Each gradient's sum over all replicas, as a tensor; they themselves where there are no others."""
+    """Each gradient's sum over all replicas of `tf.distribute`, as a tensor; they themselves where there are no others."""
     context = _context()
     if context is None:
         return gradients

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_tfm.ops import replicas
+
 
 def weigh_by_tokens(optimizer: Any) -> bool:
     """Let this `keras.optimizers.Optimizer` weigh the batches that it accumulates by what `of` says of each.
@@ -34,9 +36,9 @@ def weigh_by_tokens(optimizer: Any) -> bool:
 
 @contextlib.contextmanager
 def of(optimizer: Any, tokens: Any):
-    """Within: a step on a batch that counts for so many tokens, a scalar."""
+    """Within: a step on a batch that counts for so many tokens, a scalar, and those of the processes that share it."""
     weights = optimizer.token_weights
-    weights.now = ops.cast(tokens, "float32")
+    weights.now = replicas.summed(ops.cast(tokens, "float32"))
     try:
         yield
     finally:

@@ -121,7 +121,7 @@ class Distiller(Recompiled, Replicated, keras.Model):
             losses["hidden"] = self._hidden_loss(x, states, taught_states)
             total = total + self.hidden * losses["hidden"]
         for part, loss in losses.items():
-            self._trackers[part].update_state(loss * replicas.count())  # each replica's is its share of the mean
+            self._trackers[part].update_state(loss * replicas.addends())  # each replica's is its share of the mean
         return total
 
     def _soft_loss(self, x: Any, y: Any, logits: Any, taught: Any, sample_weight: Any) -> Any:

@@ -228,8 +228,8 @@ def test_initialize_says_what_is_missing(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("SLURM", "MASTER", "JAX_COORD", "TF_CONFIG", "TPU_", "COORDINATOR", "KERAS_DISTRIBUTION")):
             monkeypatch.delenv(name)
-    if BACKEND != "jax":
-        with pytest.raises(ValueError, match="set KERAS_BACKEND=jax"):
+    if BACKEND == "tensorflow":
+        with pytest.raises(ValueError, match="set KERAS_BACKEND=jax, or torch"):
             initialize("a:1", 2, 0)
         return
     with pytest.raises(ValueError, match="No launcher's variables are set"):
@@ -240,6 +240,10 @@ def test_initialize_says_what_is_missing(monkeypatch):
         initialize("a", 2, 0)
     with pytest.raises(ValueError, match="timeout must be positive"):
         initialize("a:1", 2, 0, timeout=0)
+    with pytest.raises(
+        ValueError, match="collective_timeout" + (" is of torch" if BACKEND == "jax" else " must be positive")
+    ):
+        initialize("a:1", 2, 0, collective_timeout=1.0 if BACKEND == "jax" else -1.0)
     assert initialize("a:1", 1, 0) == Processes("a:1", 1, 0, "arguments")  # nobody to meet
     with pytest.raises(TimeoutError, match="has not answered process 1"):
         initialize(f"127.0.0.1:{free_port()}", 2, 1, timeout=0.5)

@@ -87,3 +87,33 @@ def test_two_processes_of_a_launcher_and_going_on(tmp_path):
     (alone,) = run("--epochs", "2", "--save-every", "4", hosts=1)
     assert "Epoch 2/2" in alone
     assert "Epoch 1/2" not in alone
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.distributed connects processes of torch")
+def test_torchrun_starts_the_script_and_one_process_goes_on(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{n} red soups, {n + 1} green beans\n" for n in range(150)))
+    arguments = ["train.py", "--text", tmp_path / "text.txt", "--output", tmp_path / "run", "--save-every", "4", *TINY]
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
+
+    def run(*command):
+        command = [sys.executable, *map(str, command)]
+        done = subprocess.run(
+            command, env=environment, cwd=LAUNCH, capture_output=True, text=True, timeout=240, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    status, first, errors = run(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments, "--epochs", "1"
+    )
+    assert status == 0, errors[-3000:]
+    assert first.count("started by torchrun") == 2
+    assert first.count("2 devices") == 1
+    assert first.count("step - loss") == 1
+    status, alone, errors = run(*arguments, "--epochs", "2")
+    assert status == 0, errors[-3000:]
+    assert "Epoch 2/2" in alone
+    assert "Epoch 1/2" not in alone
+    status, _, errors = run(*arguments, "--fsdp")
+    assert status == 2
+    assert "set KERAS_BACKEND=jax" in errors

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from keras_tfm.layers.base import check_positive
+from keras_tfm.ops import processes
 from keras_tfm.ops.backend import NAME
 from keras_tfm.training.resuming import model_state, random_state
 from keras_tfm.training.resuming.files import CheckpointFiles, Saved
@@ -95,9 +96,16 @@ class Resume(keras.callbacks.Callback):
         `fit(resume.ready(data, steps_per_epoch), steps_per_epoch=..., callbacks=[resume])`.
         """
         self._input = Input(data, steps_per_epoch)
-        if _is_writer():
+        if processes.index() == 0:
             self.files.open()
         self._found = self.files.newest()
+        steps = processes.gathered(None if self._found is None else self._found.facts["at"])
+        if any(step != steps[0] for step in steps):
+            self.files.close()
+            raise ValueError(
+                f"Processes find other checkpoints in {self.files.directory}: {steps}. Give a directory that all of them "
+                "read."
+            )
         self._is_ready = True
         if self._found is None:
             return data
@@ -114,7 +122,7 @@ class Resume(keras.callbacks.Callback):
         self._is_ready = False  # for the next `fit`
         if not model.built:
             raise ValueError("Resume needs a built model: call it on a batch before fit.")
-        if _processes() > 1 and self.every_minutes is not None:
+        if processes.count() > 1 and self.every_minutes is not None:
             raise ValueError("Several hosts have several clocks: give Resume every_steps, and every_minutes=None.")
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
@@ -129,7 +137,7 @@ class Resume(keras.callbacks.Callback):
         self._last_saved, self._last_read = time.monotonic(), self._at["read"]
         self._previous = None
         is_main = threading.current_thread() is threading.main_thread()
-        if self.on_sigterm == "exit" and is_main and _processes() == 1:
+        if self.on_sigterm == "exit" and is_main and (processes.count() == 1 or NAME == "torch"):
             self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _take_up(self, found: Saved) -> None:
@@ -203,7 +211,7 @@ class Resume(keras.callbacks.Callback):
         if batch < self._at["step"]:  # it is skipped
             return
         self._catch_up()
-        if self._is_to_end or self._all_are_to_end():
+        if self._all_are_to_end():
             self._end(self._saved(is_within=True))
         by_steps = self.every_steps is not None and self._at["read"] - self._last_read >= self.every_steps
         seconds = time.monotonic() - self._last_saved
@@ -231,7 +239,7 @@ class Resume(keras.callbacks.Callback):
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save if the process is to end."""
-        if self._previous is not None and self._is_to_end and self._at_validation is not None:
+        if self._at_validation is not None and self._all_are_to_end():
             self._end(self._at_validation)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -280,7 +288,7 @@ class Resume(keras.callbacks.Callback):
             return
         self._last_saved, self._last_read = time.monotonic(), self._at["read"]
         saved = self._saved(**moment)
-        if _is_writer():
+        if processes.index() == 0:
             self.files.write_in_background(saved.facts["at"]["read"], saved)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
@@ -295,15 +303,17 @@ class Resume(keras.callbacks.Callback):
         os.kill(os.getpid(), number)
 
     def _all_are_to_end(self) -> bool:
-        """Of several hosts, whether any was told to: they agree on the batch."""
-        if self.on_sigterm != "exit" or _processes() == 1:
-            return False
+        """Whether this process was told to; of several, whether any was: they agree on the batch."""
+        if self.on_sigterm != "exit" or processes.count() == 1:
+            return self._is_to_end
+        if NAME == "torch":
+            return processes.any_of(self._is_to_end)
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(self._at["read"])
 
     def _end(self, saved: Saved) -> None:
-        if _is_writer():
+        if processes.index() == 0:
             self.files.write_in_background(saved.facts["at"]["read"], saved)
         self._close()
         print(f"Told to end: saved to {self.files.directory} after {saved.facts['at']['read']} batches.", flush=True)
@@ -321,19 +331,3 @@ def _random(saved: Saved, moment: str) -> tuple[dict[str, Any], dict[str, Any]]:
     prefix = f"random/{moment}/"
     states = {name.removeprefix(prefix): array for name, array in saved.arrays.items() if name.startswith(prefix)}
     return states, saved.facts["random"][moment]
-
-
-def _processes() -> int:
-    if NAME != "jax":
-        return 1
-    import jax
-
-    return jax.process_count()
-
-
-def _is_writer() -> bool:
-    if NAME != "jax":
-        return True
-    import jax
-
-    return jax.process_index() == 0

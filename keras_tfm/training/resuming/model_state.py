@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_tfm.ops import backend
+from keras_tfm.distribution.totals import of_all_processes, own_part
+from keras_tfm.ops import backend, processes
 
 LEFT_OUT = ("_model", "params", "validation_data")
 
@@ -19,6 +20,9 @@ def capture(model: Any, callbacks: Sequence[Any]) -> tuple[dict[str, np.ndarray]
     """Arrays by name, on the host and the caller's own, and the rest, JSON-able."""
     groups = variables_of(model)
     arrays = {f"{kind}/{place}": _on_host(v) for kind, found in groups.items() for place, v in enumerate(found)}
+    if processes.is_connected():  # each of which has counted its rows
+        totals = enumerate(of_all_processes(groups["metrics"]))
+        arrays |= {f"metrics/{place}": keras.ops.convert_to_numpy(total) for place, total in totals}
     facts: dict[str, Any] = {
         "paths": {kind: [v.path for v in found] for kind, found in groups.items()},
         "callbacks": [],
@@ -75,7 +79,8 @@ def restore(model: Any, arrays: dict[str, np.ndarray], kinds: Sequence[str] = ("
     """Give a model's variables their values back."""
     for kind in kinds:
         for place, variable in enumerate(variables_of(model)[kind]):
-            variable.assign(arrays[f"{kind}/{place}"])
+            value = arrays[f"{kind}/{place}"]
+            variable.assign(own_part(variable, value) if kind == "metrics" else value)
 
 
 def restore_callbacks(callbacks: Sequence[Any], arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:

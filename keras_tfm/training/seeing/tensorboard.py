@@ -72,6 +72,8 @@ class TensorBoard(keras.callbacks.Callback):
         >>> classifier.fit(texts, labels, callbacks=[board])
     """
 
+    of_first_process = True
+
     def __init__(
         self,
         log_dir: str | Path,
