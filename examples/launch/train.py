@@ -29,7 +29,7 @@ def main() -> None:
     is_first, devices = True, 1
     if distribution.processes() is not None or "TPU_WORKER_HOSTNAMES" in os.environ:
         found = distribution.initialize()
-        print("started by", found.launcher, flush=True)
+        print(f"started by {found.launcher}", flush=True)
         is_first, devices = found.index == 0, found.count
     keras.utils.set_random_seed(args.seed)
     documents = [Path(name).read_text("utf-8") for name in args.text]

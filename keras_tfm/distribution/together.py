@@ -47,6 +47,10 @@ class Together:
         if not processes.is_connected():
             return super().fit(x=x, y=y, **options)
         _check_no_arrays(x, options.get("batch_size"))
+        if not self.built:
+            raise ValueError(
+                f"{self.name} has no weights yet that processes could share: call it on a batch before fit."
+            )
         data = [x, options.get("validation_data")]
         check_together(self)
         options = of_this_process(options)
@@ -165,8 +169,8 @@ class SharedStep:
 def begun(model: Any, method: str, *data: Any, **facts: Any) -> Iterator[None]:
     """Within: all processes are in the same method, with the same model, weights and data.
 
-    Weights, optimizer and seeds are taken from the first process, as are the seeds of data sets: heads that each process
-    drew for itself, or a file that one of them found in another version, are no error, but never train apart.
+    Weights and seeds are taken from the first process, as are the seeds of data sets and, for "fit", the optimizer's state:
+    heads that each process drew for itself, or a file that one of them found in another version, never train apart.
 
     Raises:
         ValueError: in all processes, if they call other methods, or with other models or data, naming the first such one.
@@ -183,8 +187,7 @@ def begun(model: Any, method: str, *data: Any, **facts: Any) -> Iterator[None]:
             if hasattr(one, "described"):
                 one.set_state(processes.gathered(one.get_state())[0])
                 _agree({"a batch": one.digest()})  # of rows in the same order, then
-        optimizer = getattr(model, "optimizer", None)
-        variables = [*model.variables, *(optimizer.variables if optimizer is not None and optimizer.built else ())]
+        variables = [*model.variables, *(model.optimizer.variables if method == "fit" else ())]
         processes.take_firsts([variable.value for variable in variables])
         yield
     finally:

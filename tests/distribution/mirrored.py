@@ -259,14 +259,13 @@ def distilled():
 @check
 def plain_mean():
     """How far Keras's mean of the replicas' means is from the mean over tokens."""
-    import keras_tfm.models.objectives as objectives
-
+    replicas = tfm.ops.replicas
     one, _ = trained("decoder")
-    summed, objectives.summed = objectives.summed, lambda x: x * tfm.ops.replicas.count()
+    summed, replicas.summed = replicas.summed, lambda x: x * replicas.count()
     try:
         many, _ = trained("decoder", STRATEGY)
     finally:
-        objectives.summed = summed
+        replicas.summed = summed
     return apart(values(many), values(one))
 
 
