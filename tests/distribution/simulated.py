@@ -102,7 +102,7 @@ def collectives(kind, layers):
 def apart(ours, theirs):
     """The largest difference of two models' weights, and of their optimizers' slots."""
     groups = [(ours.weights, theirs.weights)]
-    if theirs.optimizer is not None and ours.optimizer is not None:
+    if getattr(ours, "optimizer", None) is not None:
         groups.append((ours.optimizer.variables, theirs.optimizer.variables))
     return [
         max(float(np.abs(np.asarray(a.value) - np.asarray(b.value)).max()) for a, b in zip(*pair, strict=True))
