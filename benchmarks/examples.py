@@ -27,6 +27,7 @@ RUNS: dict[str, list[str]] = {  # name to the command's arguments
     "tag_entities": ["tag_entities.py"],
     "answer_questions": ["answer_questions.py"],
     "survive_kills": ["survive_kills.py"],
+    "many_devices": ["many_devices.py", "--devices", "simulated"],
 }
 
 
@@ -54,6 +55,10 @@ def table(record: dict) -> str:
 
 
 def _shown(name: str, value: float) -> str:
+    if "apart" in name:
+        return f"{value:.1e}"
+    if "collectives" in name:
+        return f"{value:.0f}"
     if any(unit in name for unit in ("second", "bits", "loss", "perplexity")):
         return f"{value:.2f}"
     if "parameters" in name:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -98,6 +99,54 @@ def collectives(kind, layers):
     }
 
 
+def apart(ours, theirs):
+    """The largest difference of two models' weights, and of their optimizers' slots."""
+    groups = [(ours.weights, theirs.weights)]
+    if getattr(ours, "optimizer", None) is not None:
+        groups.append((ours.optimizer.variables, theirs.optimizer.variables))
+    return [
+        max(float(np.abs(np.asarray(a.value) - np.asarray(b.value)).max()) for a, b in zip(*pair, strict=True))
+        for pair in groups
+    ]
+
+
+def saved(model, single, way):
+    """Files written on the mesh and read on one device, and the other way round: how far apart what they hold is."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with way().scope():
+            model.save(f"{folder}/mesh.keras")
+            model.save_weights(f"{folder}/mesh.weights.h5")
+            model.save_pretrained(f"{folder}/mesh")
+        one = keras.saving.load_model(f"{folder}/mesh.keras")
+        found["keras"] = apart(one, model)
+        fresh = MODELS["decoder"]()
+        fresh.load_weights(f"{folder}/mesh.weights.h5")
+        found["weights"] = apart(fresh, model)[:1]
+        found["safetensors"] = apart(tfm.CausalLM.from_pretrained(f"{folder}/mesh"), model)[:1]
+        single.save(f"{folder}/one.keras")
+        single.save_pretrained(f"{folder}/one")
+        with way().scope():
+            for name, back in (
+                ("keras, back", keras.saving.load_model(f"{folder}/one.keras")),
+                ("safetensors, back", tfm.CausalLM.from_pretrained(f"{folder}/one")),
+            ):
+                found[name] = apart(back, single) if name.startswith("keras") else apart(back, single)[:1]
+                split = distribution.layout_report(back)
+                found[f"{name}: specs"] = specs(split) == specs(distribution.layout_report(model))
+            x, y = batch("decoder")
+            again = keras.saving.load_model(f"{folder}/mesh.keras")
+            for one_more in (again, model):
+                one_more.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+        one.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+        found["gone on, mesh"], found["gone on, one device"] = apart(again, model), apart(one, model)
+    return found
+
+
+def specs(report):
+    return [(p.shape, p.spec) for p in report.placements if p.kind == "weight"]
+
+
 def main() -> None:
     kind = sys.argv[1]
     single, losses = trained(kind)
@@ -122,6 +171,8 @@ def main() -> None:
             if name == "tensor" and kind in ("encoder", "decoder"):
                 entry["collectives"] = [collectives(kind, layers) for layers in (1, 2)]
             found["ways"][name] = entry
+        if kind == "decoder" and name in ("fsdp", "fsdp x tensor"):
+            entry["saved"] = saved(model, single, way)
     print("RESULT " + json.dumps(found))
 
 

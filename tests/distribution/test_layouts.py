@@ -112,6 +112,18 @@ def test_collectives_of_a_block_are_the_textbooks(kind):
     assert block["both"] == {"all-reduce": 4, **nothing}
 
 
+@pytest.mark.parametrize("way", ["fsdp", "fsdp x tensor"])
+def test_files_go_from_a_mesh_to_one_device_and_back(way):
+    """Bit for bit: weights, and of `.keras` files the optimizer; and training goes on from them."""
+    found = results("decoder")["ways"][way]["saved"]
+    for name in ("keras", "weights", "safetensors", "keras, back", "safetensors, back"):
+        assert found[name] == [0.0] * (2 if "keras" in name else 1), name
+    assert found["keras, back: specs"]
+    assert found["safetensors, back: specs"]
+    assert found["gone on, mesh"] == [0.0, 0.0]
+    assert max(found["gone on, one device"]) < 2e-4
+
+
 def test_the_report_is_a_table():
     text = results("encoder")["ways"]["tensor"]["text"]
     assert "split over" in text
@@ -185,6 +197,9 @@ def test_the_page_runs():
     )
     blocks = re.findall(r"```py\n(.*?)```", page, flags=re.DOTALL)
     assert len(blocks) == 2
+    example = (Path(__file__).parents[2] / "docs" / "many-devices.md").read_text("utf-8")
+    blocks += re.findall(r"```py\n(.*?)```", example, flags=re.DOTALL)
+    assert len(blocks) == 3
     assert "feed_forward/up/kernel" in python("-c", "\n".join(blocks))
 
 

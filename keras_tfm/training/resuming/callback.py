@@ -22,6 +22,8 @@ from keras_tfm.training.resuming import model_state, random_state
 from keras_tfm.training.resuming.files import CheckpointFiles, Saved
 from keras_tfm.training.resuming.reading import Input, Skipping
 
+_asked = 0  # times that this process has asked whether all are to end, in any `fit`
+
 
 class Resume(keras.callbacks.Callback):
     """Saves a run as it goes, and begins the same `fit` again where the last one was interrupted.
@@ -38,7 +40,7 @@ class Resume(keras.callbacks.Callback):
         data: What `fit` is given as x. This library's models say so themselves; give it for other Keras models.
         callbacks: Others whose state is to be kept, such as `EarlyStopping`: their numbers, strings and arrays.
         on_sigterm: "exit": when the process is told to end, as preempted machines are, save before the next batch, and exit
-            with status 143. "ignore": leave the signal alone.
+            with status 143; of several hosts all do so, a few batches after one was told. "ignore": leave the signal alone.
 
     Files are written in the background, under another name until they are whole, with a checksum. A save that fails, on a
     full disk say, warns, and training goes on. When a checkpoint is damaged, the one before it is taken. On several hosts,
@@ -139,6 +141,7 @@ class Resume(keras.callbacks.Callback):
         is_main = threading.current_thread() is threading.main_thread()
         if self.on_sigterm == "exit" and is_main and (processes.count() == 1 or NAME == "torch"):
             self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._listens = self._previous is not None or (self.on_sigterm == "exit" and processes.count() > 1)
 
     def _take_up(self, found: Saved) -> None:
         model, at = self.model, found.facts["at"]
@@ -234,7 +237,7 @@ class Resume(keras.callbacks.Callback):
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Keep what is to be saved should validation be interrupted, for it changes the metrics."""
         self._catch_up()
-        if self._previous is not None:
+        if self._listens:
             self._at_validation = self._saved(is_within=True)
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -303,20 +306,28 @@ class Resume(keras.callbacks.Callback):
         os.kill(os.getpid(), number)
 
     def _all_are_to_end(self) -> bool:
-        """Whether this process was told to; of several, whether any was: they agree on the batch."""
+        """Whether this process was told to; of several, whether any was: they agree on the batch.
+
+        On JAX the coordination service catches the signal itself, since `distribution.initialize`, and waits until all have
+        asked equally often.
+        """
+        global _asked
         if self.on_sigterm != "exit" or processes.count() == 1:
             return self._is_to_end
         if NAME == "torch":
             return processes.any_of(self._is_to_end)
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(self._at["read"])
+        _asked += 1
+        return multihost_utils.reached_preemption_sync_point(_asked)
 
     def _end(self, saved: Saved) -> None:
         if processes.index() == 0:
             self.files.write_in_background(saved.facts["at"]["read"], saved)
+        is_saved = self.files.finish()
         self._close()
-        print(f"Told to end: saved to {self.files.directory} after {saved.facts['at']['read']} batches.", flush=True)
+        said = "saved to" if is_saved else "nothing could be saved to"
+        print(f"Told to end: {said} {self.files.directory} after {saved.facts['at']['read']} batches.", flush=True)
         sys.exit(128 + signal.SIGTERM)
 
     def _close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,9 +60,7 @@ class CheckpointFiles:
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = open(self.directory / LOCK, "a+")  # noqa: SIM115 - held for as long as the run is
         except OSError as error:
-            raise type(error)(
-                error.errno, f"checkpoints cannot be written: {error.strerror}", str(self.directory)
-            ) from None
+            raise _unwritable(error, self.directory) from None
         before = _held.pop(self.directory.resolve(), None)
         if before is not None:
             before.close()
@@ -70,9 +69,15 @@ class CheckpointFiles:
             owner = lock.read().strip() or "another process"
             lock.close()
             raise RuntimeError(f"{self.directory} is in use by {owner}: two runs need a directory each.")
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+        try:
+            if os.path.isfile(lock.name):
+                lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                lock.close()
+            raise _unwritable(error, self.directory) from None
         self._lock = lock
         _held[self.directory.resolve()] = self
         for left in self.directory.glob("checkpoint-*.part"):
@@ -137,8 +142,8 @@ class CheckpointFiles:
         except Exception as error:  # a full disk is no reason to end a training
             self._error = error
 
-    def finish(self) -> None:
-        """Wait for what is being written, and warn if it could not be."""
+    def finish(self) -> bool:
+        """Wait for what is being written, and warn if it could not be; whether it could."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
@@ -148,6 +153,7 @@ class CheckpointFiles:
                 f"A checkpoint could not be written ({error}). Training goes on; the last good one is kept.",
                 stacklevel=3,
             )
+        return error is None
 
     def newest(self) -> Saved | None:
         """The newest checkpoint that is whole; None where there is none at all.
@@ -213,6 +219,10 @@ def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
     return digest.hexdigest()
+
+
+def _unwritable(error: OSError, directory: Path) -> OSError:
+    return type(error)(error.errno, f"checkpoints cannot be written: {error.strerror}", str(directory))
 
 
 def _locked(file: Any) -> bool:

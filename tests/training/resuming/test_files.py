@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import resource
+import stat
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -118,6 +122,52 @@ def test_a_disk_that_takes_no_more_costs_nothing_that_was_there(tmp_path):
     assert "Training goes on" in message
     assert_equal(files.newest(), saved(1))
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("place", ["save_file", "fsync", "replace", "fsync of the directory", "unlink of an old one"])
+def test_a_disk_that_is_full_at_any_moment(place, tmp_path, monkeypatch):
+    """The last good state stays, whatever of a write fails; what is whole by then counts."""
+    files = CheckpointFiles(tmp_path, 2)
+    for number in (1, 2):
+        files.write(number, saved(number))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def cut_off(arrays, path, metadata):
+        Path(path).write_bytes(b"half of it")
+        full()
+
+    real = os.fsync
+    patches = {
+        "save_file": ("safetensors.numpy.save_file", cut_off),
+        "fsync": ("os.fsync", full),
+        "replace": ("os.replace", full),
+        "fsync of the directory": (
+            "os.fsync",
+            lambda handle: full() if stat.S_ISDIR(os.fstat(handle).st_mode) else real(handle),
+        ),
+        "unlink of an old one": ("pathlib.Path.unlink", full),
+    }
+    monkeypatch.setattr(*patches[place])
+    files.write_in_background(3, saved(3))
+    with pytest.warns(UserWarning, match="No space left on device.*Training goes on; the last good one is kept"):
+        assert not files.finish()
+    monkeypatch.undo()
+    is_whole = place in ("fsync of the directory", "unlink of an old one")
+    assert_equal(files.newest(), saved(3 if is_whole else 2))
+    assert not list(tmp_path.glob("*.part"))
+    files.write_in_background(4, saved(4))  # there is room again
+    assert files.finish()
+    assert_equal(files.newest(), saved(4))
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    (tmp_path / "lock").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="checkpoints cannot be written: No space left on device"):
+        CheckpointFiles(tmp_path, 2).open()
 
 
 def test_a_place_that_is_no_directory(tmp_path):
