@@ -200,15 +200,16 @@ class MixtureOfExperts(Layer):
         logits = ops.matmul(ops.cast(tokens, "float32"), ops.cast(self.router, "float32"))  # (tokens, experts)
         if self.router_bias is not None:
             logits += ops.cast(self.router_bias, "float32")
-        # Each device routes, sorts and multiplies its own tokens.
-        weights, experts = by_device(self._route, (logits,), (), ("rows", "rows"))  # (tokens, top_k) each
+        # Each device routes, sorts and multiplies its own tokens. Weights and experts: (tokens, top_k).
+        weights, experts = by_device(self._route, (logits,), (), ("rows", "rows"), self.router)
         if training and self.balance_loss:
             padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
             self.add_loss(self.balance_loss * self._imbalance(logits, experts, padding_mask))
         places = ops.arange(ops.shape(tokens)[0], dtype="int32")
         draw = random.early_draw(self.dropout_layer.seed_generator) if training and self.dropout else None
         through = functools.partial(self._through_experts, training=training)
-        (output,) = by_device(through, (tokens, weights, experts, places), (self._expert_weights(), draw), ("rows",))
+        whole = self._expert_weights(), draw
+        (output,) = by_device(through, (tokens, weights, experts, places), whole, ("rows",), self.router)
         if self.shared is not None:
             shared = self.shared(tokens, training=training)
             if self.shared_gate_projection is not None:

@@ -102,7 +102,7 @@ class TokenEmbedding(Layer):
         if reverse:
             return self._logits(x)
         check_token_ids(x, self.vocabulary_size)
-        embedded = with_rows_split(self.table(x))  # (batch, length, hidden_dim)
+        embedded = with_rows_split(self.table(x), getattr(self.table, "_embeddings", None))
         return embedded if self.scale is None else embedded * ops.cast(self.scale, embedded.dtype)
 
     def _logits(self, x):

@@ -14,7 +14,9 @@ import keras
 from keras_tfm.ops.backend import NAME, Tensor
 
 
-def by_device(function: Callable, rows: Sequence[Tensor], whole: Sequence[Any], results: Sequence[str]) -> Any:
+def by_device(
+    function: Callable, rows: Sequence[Tensor], whole: Sequence[Any], results: Sequence[str], variable: Any = None
+) -> Any:
     """`function(*rows, *whole)`, run on each device with its rows alone where a batch is split over a mesh.
 
     Without a distribution, within a `jax.shard_map` over the batch's axis, and where the devices do not divide the rows,
@@ -25,11 +27,13 @@ def by_device(function: Callable, rows: Sequence[Tensor], whole: Sequence[Any], 
         rows: Arrays whose first dimension is that of the batch, or of the tokens of all rows, one row's after another's.
         whole: Arrays that all devices get as a whole, or trees of them.
         results: Of each array that comes back: "rows", as the arguments are; or "sum", to be added up over devices.
+        variable: Of the caller's weights, one. If it is on other devices than the mesh, as that of a model which was built
+            before the distribution was set, the mesh has no part in it.
 
     Returns:
         What `function` gives, of the whole batch.
     """
-    found = _shared_axis(rows[0].shape[0]) if NAME == "jax" else None
+    found = _shared_axis(rows[0].shape[0], variable) if NAME == "jax" else None
     if found is None:
         return function(*rows, *whole)
     import jax
@@ -51,17 +55,18 @@ def by_device(function: Callable, rows: Sequence[Tensor], whole: Sequence[Any], 
     )(*rows, *whole)
 
 
-def with_rows_split(x: Tensor) -> Tensor:
+def with_rows_split(x: Tensor, variable: Any = None) -> Tensor:
     """x, (rows, ...), whose rows are to stay split over the batch's axis in a compiled program.
 
     Of what weights are multiplied or looked up with, XLA takes over the weights' layout: where these are split over the
-    batch's axis too, by `fsdp`, it would gather rows and split the width instead, again and again.
+    batch's axis too, by `fsdp`, it would gather rows and split the width instead, again and again. `variable` is as of
+    `by_device`.
     """
     if NAME != "jax":
         return x
     import jax
 
-    found = _shared_axis(x.shape[0]) if isinstance(x, jax.core.Tracer) else None
+    found = _shared_axis(x.shape[0], variable) if isinstance(x, jax.core.Tracer) else None
     if found is None:
         return x
     mesh, axis = found
@@ -80,7 +85,7 @@ def on_every_device(x: Any) -> Any:
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, everywhere), x)
 
 
-def _shared_axis(rows: Any) -> tuple[Any, str] | None:
+def _shared_axis(rows: Any, variable: Any) -> tuple[Any, str] | None:
     """The mesh and its axis that the batch is split over; None where each device is to have all rows."""
     import jax
 
@@ -91,5 +96,9 @@ def _shared_axis(rows: Any) -> tuple[Any, str] | None:
     mesh = distribution.device_mesh.backend_mesh
     is_apart = axis in getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
     if is_apart or mesh.shape[axis] == 1 or rows % mesh.shape[axis]:
+        return None
+    # While `fit` runs Keras leaves variables without a value; it has seen before that they are on the mesh.
+    sharding = getattr(getattr(variable, "_value", None), "sharding", None)
+    if sharding is not None and sharding.device_set != set(mesh.devices.flat):
         return None
     return mesh, axis

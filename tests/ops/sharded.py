@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+import keras_tfm as tfm
 from keras_tfm import distribution
 from keras_tfm.layers import MixtureOfExperts
 from keras_tfm.ops.linear_crossentropy import linear_crossentropy
@@ -41,6 +42,7 @@ EXPERTS = dict(
     balance_loss=0.1,
     seed=3,
 )
+MOE = {"kind": "mixture_of_experts", "num_experts": 4, "top_k": 2}
 WAYS = {
     "data": lambda: distribution.data_parallel(),
     "fsdp": lambda: distribution.fsdp(),
@@ -142,12 +144,23 @@ def main() -> None:
     by_hand, few = [of_loss()[0]], of_loss(rows=FEW)
     alone = functools.partial(loss, **OPTIONS, differentiable=False)
     found = {"differences": {}, "operations": {}}
+    gpt = tfm.models.gpt(  # of one device, also where a distribution is set later
+        num_layers=1,
+        hidden_dim=16,
+        num_heads=2,
+        vocabulary_size=VOCABULARY,
+        max_sequence_length=LENGTH,
+        feed_forward=MOE,
+    )
+    logits = gpt(LABELS % VOCABULARY, training=False)
     for name, make in WAYS.items():
         with make().scope():
             values, counted = everything(name)
             found["differences"][name] = {key: difference(values[key], expected[key]) for key in expected}
             found["operations"][name] = {key: counted[key] / whole[key] for key in whole}
             if name == "data":
+                same = jax.jit(lambda x: gpt(x, training=False))(jax.numpy.asarray(LABELS % VOCABULARY))
+                found["differences"][name]["another's model"] = difference([same], [logits])
                 differences = found["differences"][name]
                 differences["eager"] = difference(of_loss(compiled=False), expected["loss"])
                 differences["by hand"] = difference(of_devices_by_hand(), by_hand)

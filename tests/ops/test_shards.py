@@ -35,6 +35,10 @@ def test_values_and_gradients_are_those_of_one_device(what, way):
     assert results()["differences"][way][what] < 1e-5
 
 
+def test_a_model_on_one_device_stays_there():
+    assert results()["differences"]["data"]["another's model"] < 1e-5
+
+
 @pytest.mark.parametrize("how", ["eager", "by hand", "few rows", "value alone"])
 def test_the_loss_may_be_called_anyhow(how):
     assert results()["differences"]["data"][how] < 1e-5
