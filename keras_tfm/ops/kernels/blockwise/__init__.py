@@ -13,14 +13,18 @@ import math
 from keras import ops
 
 from keras_tfm.ops import random
-from keras_tfm.ops.backend import NAME, Tensor
+from keras_tfm.ops.backend import NAME, Tensor, device
 from keras_tfm.ops.kernels.blockwise.blocks import Settings, arrange
 from keras_tfm.ops.kernels.blockwise.passes import attended
 from keras_tfm.ops.kernels.request import Request
 
-# Queries and keys of a block: measured (docs/performance.md).
+# Queries and keys of a block at most. torch's CPU computes with what its cache holds: so many scores of all rows and heads,
+# of no fewer than LEAST queries and keys (4 heads and 4096 keys: 0.57 s for blocks of 256 x 512, 0.70 for 512 x 512; 96
+# heads and 1024 keys: 1.05 s for 128 x 128, 3.7 for 512 x 512). XLA and TensorFlow are at their best with large ones.
 QUERIES = 512
 KEYS = 512
+CACHED = 1 << 19
+LEAST = 128
 
 
 def refuses(request: Request) -> str | None:
@@ -45,9 +49,14 @@ def attend(request: Request) -> tuple[Tensor, None]:
 
 
 def _settings(request: Request) -> Settings:
+    queries, keys = QUERIES, KEYS
+    if NAME == "torch" and device(request.query) == "cpu":
+        room = CACHED // (request.query.shape[0] * request.num_heads or 1)
+        queries = min(queries, max(LEAST, 1 << int(math.log2(max(room, 1)) / 2)))
+        keys = min(keys, max(LEAST, room // queries // 64 * 64))
     return Settings(
-        queries=_size(request.query, QUERIES),
-        keys=_size(request.key, KEYS),
+        queries=_size(request.query, queries),
+        keys=_size(request.key, keys),
         kv_heads=request.num_key_value_heads,
         groups=request.groups,
         softcap=request.softcap,
