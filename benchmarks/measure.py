@@ -111,22 +111,19 @@ def peak(step: Callable[[], object]) -> int:
     return status("VmHWM") - before
 
 
-def in_processes(module: str, backends: Iterable[str], rounds: int) -> dict[str, dict]:
-    """What `python -m module --json` says of each backend, each in a process of its own.
-
-    Raises:
-        SystemExit: with its output, where one says nothing.
-    """
-    results = {}
+def in_processes(module: str, backends: Iterable[str], rounds: int) -> tuple[dict[str, dict], str]:
+    """What `python -m module --json` says of each backend, each in a process of its own; and the output of those that fail."""
+    results, failed = {}, ""
     for backend in backends:
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
         command = [sys.executable, "-m", module, "--json", "--backend", backend, "--rounds", str(rounds)]
         output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         found = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
-        if not found:
-            raise SystemExit(output.stdout + output.stderr)
-        results[backend] = json.loads(found[0].removeprefix("RESULT "))
-    return results
+        if found:
+            results[backend] = json.loads(found[0].removeprefix("RESULT "))
+        else:
+            failed += f"{backend} failed with {output.returncode}:\n{output.stdout}{output.stderr}"
+    return results, failed
 
 
 def run_by_backend(
@@ -153,8 +150,10 @@ def run_by_backend(
     if args.json:
         print("RESULT " + json.dumps(measure(args.backend, args.rounds)))
         return
-    results = in_processes(f"benchmarks.{module}", [args.backend] if args.backend else installed(), args.rounds)
+    results, failed = in_processes(f"benchmarks.{module}", [args.backend] if args.backend else installed(), args.rounds)
     print(table(results))
+    if failed:
+        raise SystemExit(failed)
     if not args.backend and not args.quick:
         print("\nkept as", save(name or module, {**about, "results": results}))
 

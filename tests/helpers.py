@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,3 +135,12 @@ def policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # XLA compiles, and not well
+
+
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process of JAX that has so many devices, all of one CPU."""
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICKLY}"
+    return {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, simulated
 
 from keras_tfm.distribution import Processes, initialize, meeting, processes
 from keras_tfm.distribution.hosts import first_node
@@ -253,13 +253,7 @@ def test_initialize_says_what_is_missing(monkeypatch):
 
 
 def start(index, port, *rest):
-    devices = 8 if index < 0 else 4
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": "jax",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    environment = simulated(8 if index < 0 else 4)
     command = [sys.executable, str(WORKER), str(port), str(index), *map(str, rest)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, simulated
 
 pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution lays out weights on JAX")
 
@@ -22,10 +21,13 @@ WAYS = ["data", "tensor", "fsdp", "data x tensor", "fsdp x tensor"]
 
 def python(*arguments: str, devices: int = 8, timeout: float = 400) -> str:
     """The output of a program on so many simulated devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *arguments],
+        env=simulated(devices),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

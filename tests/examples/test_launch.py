@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, simulated
 
 LAUNCH = Path(__file__).parents[2] / "examples" / "launch"
 TINY = [
@@ -56,15 +56,9 @@ def test_two_processes_of_a_launcher_and_going_on(tmp_path):
     arguments = ["--text", tmp_path / "text.txt", "--output", tmp_path / "run", "--model", "2", "--fsdp", *TINY]
 
     def run(*more, hosts=2):
-        devices = 8 // hosts
         started = []
         for index in range(hosts):
-            environment = {
-                **os.environ,
-                "KERAS_BACKEND": "jax",
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            }
+            environment = simulated(8 // hosts)
             if hosts > 1:
                 environment |= {
                     "MASTER_ADDR": "127.0.0.1",

@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, QUICKLY
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "many_devices.py"
 pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="the example is JAX's")
 
 
 def run(*arguments, backend="jax"):
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    environment.pop("XLA_FLAGS", None)
+    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": QUICKLY}
     command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
 

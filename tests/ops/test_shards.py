@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, simulated
 
 pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution lays out batches on JAX")
 
@@ -20,10 +19,8 @@ WAYS = ["data", "fsdp", "data x tensor", "fsdp x tensor"]
 
 @functools.cache
 def results() -> dict:
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
-        [sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, timeout=400, check=False
+        [sys.executable, str(WORKER)], env=simulated(8), capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,10 +34,8 @@ TINY = dict(num_layers=2, hidden_dim=64, num_heads=8, vocabulary_size=512, max_s
 
 @functools.cache
 def measured() -> dict:
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
-        [sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, str(WORKER)], env=simulated(8), capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])

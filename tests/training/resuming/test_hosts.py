@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, simulated
 
 RUN = Path(__file__).with_name("hosts.py")
 pytestmark = [
@@ -22,8 +21,7 @@ pytestmark = [
 
 
 def start(index, *arguments):
-    flags = f"--xla_force_host_platform_device_count={4 if index < 0 else 2}"
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = simulated(4 if index < 0 else 2)
     command = [sys.executable, str(RUN), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
