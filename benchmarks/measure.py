@@ -112,7 +112,7 @@ def peak(step: Callable[[], object]) -> int:
 
 
 def in_processes(module: str, backends: Iterable[str], rounds: int) -> tuple[dict[str, dict], str]:
-    """What `python -m module --json` says of each backend, each in a process of its own; and the output of any that fails."""
+    """What `python -m module --json` says of each backend, each in a process of its own; and what failed ones printed."""
     results, failed = {}, ""
     for backend in backends:
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
