@@ -1,4 +1,4 @@
-"""The loss and the experts on 8 simulated devices beside one, as JSON. Run by `test_shards`.
+"""The loss, the experts and attention in blocks on 8 simulated devices beside one, as JSON. Run by `test_shards`.
 
 python sharded.py, with XLA_FLAGS=--xla_force_host_platform_device_count=8 and KERAS_BACKEND=jax.
 """
@@ -16,6 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import keras_tfm as tfm
 from keras_tfm import distribution
 from keras_tfm.layers import MixtureOfExperts
+from keras_tfm.ops import attention
+from keras_tfm.ops.kernels import blockwise
 from keras_tfm.ops.linear_crossentropy import linear_crossentropy
 
 RANDOM = np.random.default_rng(0)
@@ -116,6 +118,21 @@ def experts(**options):
     return program, jax.tree.leaves(program(trained, placed(X, "data")))
 
 
+def in_blocks():
+    """Output and gradients of attention, whose scores come in blocks, and its compiled gradient."""
+    heads = X.reshape(ROWS, LENGTH, 4, 8)
+    given = [placed(heads * scale, "data", None, "model") for scale in (1.0, 0.5, 2.0)]
+    mask = placed(np.arange(LENGTH) < LENGTHS, "data")
+
+    def of(query, key, value, mask):
+        output = attention(query, key, value, causal=True, padding_mask=mask, kernel="blockwise")
+        return keras.ops.sum(output * keras.ops.cos(output)), output
+
+    function = jax.value_and_grad(of, argnums=(0, 1, 2), has_aux=True)
+    program = jax.jit(function).lower(*given, mask).compile()
+    return program, jax.tree.leaves(program(*given, mask))
+
+
 def operations(program):
     found = program.cost_analysis()
     return (found[0] if isinstance(found, list) else found)["flops"]
@@ -135,11 +152,14 @@ def difference(ours, theirs):
 def everything(way=""):
     """Arrays by name, and operations on one device."""
     plain, arrays = experts()
+    blocks, attended = in_blocks()
     values = {"loss": of_loss(way), "experts": arrays, "experts, dropout": experts(dropout=0.3, gated=False)[1]}
-    return values, {"loss": operations(of_loss_program(way)), "experts": operations(plain)}
+    counted = {"loss": of_loss_program(way), "experts": plain, "blocks": blocks}
+    return values | {"blocks": attended}, {name: operations(program) for name, program in counted.items()}
 
 
 def main() -> None:
+    blockwise.QUERIES = blockwise.KEYS = 8
     expected, whole = everything()
     by_hand, few = [of_loss()[0]], of_loss(rows=FEW)
     alone = functools.partial(loss, **OPTIONS, differentiable=False)

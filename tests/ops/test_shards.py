@@ -27,7 +27,7 @@ def results() -> dict:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("what", ["loss", "experts", "experts, dropout"])
+@pytest.mark.parametrize("what", ["loss", "experts", "experts, dropout", "blocks"])
 def test_values_and_gradients_are_those_of_one_device(what, way):
     assert results()["differences"][way][what] < 1e-5
 
@@ -42,7 +42,7 @@ def test_the_loss_may_be_called_anyhow(how):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("what", ["loss", "experts"])
+@pytest.mark.parametrize("what", ["loss", "experts", "blocks"])
 def test_a_device_computes_its_eighth(what, way):
     """All of the batch, as XLA has it without `by_device`, were 1 under data parallelism."""
     assert 0.9 / 8 < results()["operations"][way][what] < 1.1 / 8
