@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_tfm.ops import attention, explain_kernel
+from keras_tfm.ops import attention, backend, explain_kernel
 from keras_tfm.ops.kernels import KERNELS, PREFERENCE
 
 pytestmark = pytest.mark.usefixtures("several_blocks")
@@ -613,6 +614,54 @@ def test_fused_serves_all_but_what_it_says(case):
     refused = {"softcap", "sinks", *(["global_tokens"] if BACKEND == "jax" else [])} & set(CASES[case])
     said = explain_kernel(*tensors_of(qkv(2)), **tensors(CASES[case]))
     assert (said["fused"] in ("serves", "available")) == (not refused), said
+
+
+BY_CUDNN: dict[str, tuple[dict[str, Any], str | None]] = {
+    "causal": ({"causal": True}, None),
+    "causal window": ({"causal": True, "window": 3}, None),
+    "padding": ({"padding_mask": PADDING}, None),
+    "float32": ({"dtype": "float32"}, "float16 or bfloat16 throughout; got float32"),
+    "head_dim": ({"dim": 12}, "a multiple of 8 and at most 128 here; got 12"),
+    "wide heads": ({"dim": 136}, "at most 128 here; got 136"),
+    "window both ways": ({"window": 2}, "windows look back alone"),
+    "odd lengths": ({"length": 5, "bias": BIAS[..., :5, :5]}, "even lengths .* got 5 queries, 5 keys"),
+}
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX calls cuDNN")
+@pytest.mark.parametrize("case", BY_CUDNN)
+def test_cudnn_is_called_where_it_can_serve(case, monkeypatch):
+    """As far as a CPU can tell: what is asked of JAX, whose own program then takes the place of cuDNN's."""
+    import jax
+
+    options, refusal = BY_CUDNN[case]
+    options = {"dtype": "bfloat16", "dim": 16, "length": LENGTH, **options}
+    length, dim, dtype = (options.pop(name) for name in ("length", "dim", "dtype"))
+    inputs = tuple(ops.cast(x, dtype) for x in qkv(2, length, length, dim))
+    monkeypatch.setattr(backend, "device", lambda x=None: "gpu")
+    said = explain_kernel(*inputs, **tensors(options))
+    if refusal is not None:
+        assert re.search(refusal, said["fused"])
+        assert said["dense"] == "serves"
+        return
+    asked, real = [], jax.nn.dot_product_attention
+
+    def recorded(*arguments, implementation, **rest):
+        asked.append(implementation)
+        return real(*arguments, **rest)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    assert said["fused"] == "serves"
+    assert_close(attention(*inputs, **tensors(options)), run("reference", options)(*inputs), FLOATS[dtype])
+    assert asked == ["cudnn"]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX calls cuDNN")
+def test_nothing_is_fused_on_a_tpu(monkeypatch):
+    monkeypatch.setattr(backend, "device", lambda x=None: "tpu")
+    said = explain_kernel(*tensors_of(qkv()))
+    assert "TPU" in said["fused"]
+    assert said["dense"] == "serves"
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_FUSED)

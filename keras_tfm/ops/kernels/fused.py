@@ -1,12 +1,14 @@
 """The backend's own fused attention: `jax.nn.dot_product_attention`, torch's `scaled_dot_product_attention`.
 
-Both are told causality in words and given the scale explicitly. TensorFlow has no such primitive.
+Both are told causality in words and given the scale explicitly. JAX's is cuDNN's on GPUs, where its conditions hold; left
+to itself it would be XLA's, which keeps all scores, as it does on CPUs. TensorFlow has no such primitive.
 """
 
 from __future__ import annotations
 
 from keras import ops
 
+from keras_tfm.ops import backend
 from keras_tfm.ops.backend import NAME, Tensor
 from keras_tfm.ops.kernels.request import Request
 
@@ -27,15 +29,48 @@ def refuses(request: Request) -> str | None:
         return "JAX's fused primitive knows no global tokens beside a window"
     if NAME == "jax" and request.value.shape[-1] != request.key.shape[-1]:
         return "JAX's fused primitive wants values as wide as keys"
+    if NAME == "jax" and backend.device(request.query) == "tpu":
+        return "JAX's primitive fuses nothing on TPUs"
+    if _by_cudnn(request):
+        return _refused_by_cudnn(request)
     if NAME == "torch" and request.query.dtype != request.key.dtype:
         return "query and key differ in dtype"
     return None
 
 
+def _by_cudnn(request: Request) -> bool:
+    return NAME == "jax" and backend.device(request.query) == "gpu"
+
+
+def _refused_by_cudnn(request: Request) -> str | None:
+    """What JAX's call of cuDNN would raise for, and then some: its flash attention's conditions (JAX 0.10)."""
+    import jax
+
+    dtypes = {str(x.dtype) for x in (request.query, request.key, request.value)}
+    if len(dtypes) > 1 or not dtypes <= {"float16", "bfloat16"}:
+        return f"cuDNN's attention wants float16 or bfloat16 throughout; got {', '.join(sorted(dtypes))}"
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "0.0"))
+    widest = 256 if int(capability.split(".")[0]) >= 9 else 128
+    width = request.query.shape[-1]
+    if width % 8 or width > widest:
+        return f"cuDNN's attention wants a head_dim that is a multiple of 8 and at most {widest} here; got {width}"
+    if request.window is not None and request.aligned and not request.causal:
+        return "cuDNN's windows look back alone"
+    lengths = request.query.shape[1], request.key.shape[1]
+    if (request.bias is not None or request.mask(structure=False) is not None) and any(n % 2 for n in lengths):
+        return (
+            f"cuDNN's attention wants even lengths beside a bias or a mask; got {lengths[0]} queries, {lengths[1]} keys"
+        )
+    return None
+
+
 def is_linear(request: Request) -> bool:
-    """Whether the primitive's memory is linear in length: torch's, where it needs no mask as large as the scores."""
-    parts = (request.window, request.bias, request.attention_mask, request.query_segment_ids)
-    if NAME != "torch" or any(part is not None for part in parts):
+    """Whether the primitive's memory is linear in length: torch's and cuDNN's, unless a mask is as large as scores."""
+    if any(part is not None for part in (request.bias, request.attention_mask, request.query_segment_ids)):
+        return False
+    if _by_cudnn(request):
+        return request.aligned and request.padding_mask is None
+    if NAME != "torch" or request.window is not None:
         return False
     return not request.causal or (request.aligned and request.padding_mask is None)
 
@@ -82,6 +117,7 @@ def _jax(request: Request, mask: Tensor | None) -> Tensor:
         scale=request.scale,
         is_causal=request.causal and request.aligned,
         local_window_size=window,
+        implementation="cudnn" if _by_cudnn(request) else None,
     )
 
 
