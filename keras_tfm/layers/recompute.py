@@ -11,7 +11,7 @@ from keras_tfm.ops.backend import attach_mask, implicit_mask, read
 from keras_tfm.ops.places import at_places
 
 
-class _Counting(keras.StatelessScope):
+class Counting(keras.StatelessScope):
     """Holds what is assigned within it, and how often to each variable."""
 
     def __init__(self, **options: Any):
@@ -37,10 +37,7 @@ def recomputed(layer: keras.layers.Layer, x: Any, **arguments: Any) -> Any:
         One tensor.
     """
     mask = implicit_mask(x)
-    # Keras's masks hang on tensors, and are lost where a function is computed again: they become arguments.
-    for name, value in {"padding_mask": mask, "context_padding_mask": implicit_mask(arguments.get("context"))}.items():
-        if value is not None and arguments.get(name) is None:
-            arguments = {**arguments, name: value}
+    arguments = with_masks(x, arguments)
     tensors = {name: value for name, value in arguments.items() if keras.ops.is_tensor(value)}
     floats = [name for name, value in tensors.items() if "float" in keras.backend.standardize_dtype(value.dtype)]
     trained = [variable for variable in layer.variables if "float" in str(variable.dtype)]
@@ -52,7 +49,7 @@ def recomputed(layer: keras.layers.Layer, x: Any, **arguments: Any) -> Any:
     def run(x: Any, *values: Any) -> Any:
         given = dict(zip(floats, values, strict=False))
         mapping = [*zip(trained, values[len(floats) :], strict=True), *held]
-        with _Counting(state_mapping=mapping) as scope:
+        with Counting(state_mapping=mapping) as scope:
             y = layer(x, **{**arguments, **given})
         draws.update(scope.assigned)
         return y
@@ -60,13 +57,24 @@ def recomputed(layer: keras.layers.Layer, x: Any, **arguments: Any) -> Any:
     weights = [read(variable) for variable in trained]
     y = keras.remat(run)(x, *(arguments[name] for name in floats), *weights)
     for variable, value in held:
-        if id(variable) in draws:  # the state of a generator, which counts
-            step = keras.ops.cast([0, draws[id(variable)]], variable.dtype)
-            variable.assign(value + step)
+        advance(variable, value, draws.get(id(variable), 0))
     if mask is not None:
         places = arguments.get("places")
         attach_mask(y, mask if places is None else at_places(mask, places))
     return y
+
+
+def with_masks(x: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A block's arguments, with the masks that Keras hung on tensors; they are lost where a function is traced again."""
+    found = {"padding_mask": implicit_mask(x), "context_padding_mask": implicit_mask(arguments.get("context"))}
+    missing = {name: mask for name, mask in found.items() if mask is not None and arguments.get(name) is None}
+    return {**arguments, **missing}
+
+
+def advance(variable: Any, value: Any, draws: int) -> None:
+    """Let the state of a random generator, which counts, be that behind so many draws from `value`."""
+    if draws:
+        variable.assign(value + keras.ops.cast([0, draws], variable.dtype))
 
 
 def check_recomputable(layer: keras.layers.Layer) -> None:

@@ -11,6 +11,7 @@ from keras_tfm.layers import PatchEmbedding, Pooling, TokenEmbedding
 from keras_tfm.layers import norm as norms
 from keras_tfm.layers.base import clone_initializer, logical_axes, register
 from keras_tfm.layers.recompute import check_recomputable
+from keras_tfm.layers.scanned import check_scannable
 from keras_tfm.models.named_inputs import NamedInputsModel
 from keras_tfm.models.pretrained import Pretrained
 from keras_tfm.models.stack import Stack
@@ -207,6 +208,22 @@ class Backbone(Pretrained, NamedInputsModel):
             for block in stack.blocks if on else ():
                 check_recomputable(block)
             stack.recompute = on
+
+    def scan_blocks(self, on: bool = True) -> None:
+        """On JAX, let one block's program run for all of them, so that compiling takes as long for many as for few.
+
+        Each step copies the blocks' weights into stacks first. Losses and gradients stay the same, dropout included. To be
+        said before `compile`; generation and calls that ask for scores go block by block, and files do not keep it.
+
+        Raises:
+            ValueError: on other backends; for blocks that differ in more than their weights, naming what; for blocks that
+                add a loss of their own (experts with a balance_loss).
+        """
+        stacks = [stack for stack in (self._main, self._decoder) if stack is not None]
+        for stack in stacks if on else ():
+            check_scannable(stack.blocks)
+        for stack in stacks:
+            stack.scan = on
 
     def make_cache(
         self, batch: int, capacity: int, dtype: str | None = None, spare: int = 0, context: Any = None

@@ -18,6 +18,7 @@ from keras_tfm.layers import norm as norms
 from keras_tfm.layers import position as positions_
 from keras_tfm.layers.base import argument_names, clone_initializer
 from keras_tfm.layers.recompute import recomputed
+from keras_tfm.layers.scanned import is_traced, scanned
 from keras_tfm.layers.transformer_block import TransformerBlock
 from keras_tfm.ops import kv_cache
 from keras_tfm.ops.backend import is_symbolic
@@ -39,6 +40,7 @@ class Stack:
 
     Attributes:
         recompute: In training, compute the blocks' intermediate values again for the gradients.
+        scan: In compiled programs of JAX, have one block's program run for all of them.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Stack:
         dtype: Any = None,
     ):
         self.decoder = decoder
-        self.recompute = False
+        self.recompute = self.scan = False
         options: dict[str, Any] = {"dtype": dtype}
         initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
         position, in_blocks = config.position, config.attention_position
@@ -180,7 +182,13 @@ class Stack:
             }
         updated: list = []
         scores: list = []
-        for index, block in enumerate(self.blocks):
+        blocks = self.blocks
+        if self.scan and cache is None and not return_scores and is_traced(x):
+            last = 1 if places is not None and _answers_some(blocks[-1]) else 0
+            alike = blocks[: len(blocks) - last]
+            x = scanned(alike, x, recompute=self.recompute and bool(training), training=training, **options)
+            blocks = blocks[len(alike) :]
+        for index, block in enumerate(blocks, len(self.blocks) - len(blocks)):
             if cache is not None:
                 options["cache"] = cache[index]
             if return_scores:
