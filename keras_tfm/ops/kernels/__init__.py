@@ -27,7 +27,7 @@ PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch", "gpu"): ("fused", "dense"),
 }
 
-# Keys from which scores come in blocks: on the CPU where that is the faster (docs/performance.md, "Long sequences"),
+# Keys from which scores come in blocks: on the CPU where that is the faster (docs/performance.md, "What was tried"),
 # elsewhere, not measured yet, where a head's scores in float32 take 256 MiB.
 LONG: dict[tuple[str, str], int] = {where: 2048 if where[1] == "cpu" else 8192 for where in PREFERENCE}
 # A window is worth blocks when it is so many times shorter than the keys, and these are a few blocks.
