@@ -107,24 +107,28 @@ def initialize(
     connected = _connected_already()
     if connected is not None:
         return connected
-    given = {"coordinator": coordinator, "count": count, "index": index}
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) == len(given):
-        found = processes()
-        if found is None and NAME == "jax" and _is_tpu_slice(os.environ):
+    if coordinator is not None and count is not None and index is not None:
+        for name, value in (("count", count), ("index", index)):
+            if not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number; got {value!r}.")
+        found = _checked(Processes(str(coordinator), count, index, "arguments"))
+    elif coordinator is count is index is None:
+        told = processes()
+        if told is None and NAME == "jax" and _is_tpu_slice(os.environ):
             import jax
 
             keras.distribution.initialize()  # JAX knows a slice's hosts by itself
             return Processes("", jax.process_count(), jax.process_index(), "TPU slice")
-        if found is None:
+        if told is None:
             raise ValueError(
                 "No launcher's variables are set (of Keras, JAX, Kubeflow, torchrun, TF_CONFIG, Vertex AI, Slurm, or a TPU "
                 "slice). Give coordinator='host:port', count and index."
             )
-    elif missing:
-        raise ValueError(f"Give coordinator, count and index, or none of them; {', '.join(missing)} is missing.")
+        found = told
     else:
-        found = _checked(Processes(str(coordinator), count, index, "arguments"))  # type: ignore[arg-type]
+        given = {"coordinator": coordinator, "count": count, "index": index}
+        missing = [name for name, value in given.items() if value is None]
+        raise ValueError(f"Give coordinator, count and index, or none of them; {', '.join(missing)} is missing.")
     if found.count > 1:
         meet(found.coordinator, found.count, found.index, timeout)
         if NAME == "torch":

@@ -236,6 +236,8 @@ def test_initialize_says_what_is_missing(monkeypatch):
         initialize()
     with pytest.raises(ValueError, match="count, index is missing"):
         initialize("a:1")
+    with pytest.raises(ValueError, match="count must be a whole number; got '2'"):
+        initialize("a:1", "2", 0)
     with pytest.raises(ValueError, match="must be 'host:port'; got 'a'"):
         initialize("a", 2, 0)
     with pytest.raises(ValueError, match="timeout must be positive"):
