@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, assert_close, fill_weights, numpy, reset_seeds
+from helpers import BACKEND, assert_close, fill_weights, numpy, some_steps
 
 import keras_tfm as tfm
 
@@ -37,15 +37,11 @@ def test_the_same_steps(name, recompute):
         pytest.skip("one model says it")
     found = []
     for on in (False, True):
-        model = fill_weights(MODELS[name](), 0.1)
-        reset_seeds(model)
+        model = MODELS[name]()
         model.backbone.scan_blocks(on)
         model.backbone.recompute_blocks(on and recompute)
-        keras.utils.set_random_seed(1)
-        model.compile(keras.optimizers.SGD(0.1), metrics=None)
         labels = {"seq2seq": IDS[:, :6], "classifier": IDS[:, 0]}.get(name, IDS)
-        history = model.fit(inputs(name), labels, batch_size=2, epochs=3, shuffle=False, verbose=0).history["loss"]
-        found.append((np.array(history), [numpy(v) for v in model.variables]))
+        found.append(some_steps(model, inputs(name), labels))
     tolerance = 2e-2 if name == "half" else 1e-5
     assert_close(found[0][0], found[1][0], tolerance)
     for mine, theirs in zip(found[0][1], found[1][1], strict=True):
