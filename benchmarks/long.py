@@ -11,7 +11,6 @@ it held before; the floor is the products of matrices over the rate of a large o
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import alternate, gradient_step, matrix_rate, peak, run_by_backend
+from benchmarks.measure import alternate, exponent, gradient_step, matrix_rate, peak, run_by_backend
 
 SIZES = dict(heads=4, head_dim=64, window=512)
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
@@ -96,14 +95,6 @@ def _of(found: dict, kernel: str, kind: str, what: str) -> dict[int, float]:
     return {row["length"]: row[what] for row in found["rows"] if (row["kernel"], row["kind"]) == (kernel, kind)}
 
 
-def exponent(values: dict[int, float], shortest: int = 2048) -> float:
-    """The slope of values over lengths, both as logarithms, fitted to all from `shortest` on."""
-    points = [
-        (math.log(length), math.log(value)) for length, value in values.items() if length >= shortest and value > 0
-    ]
-    return float(np.polyfit(*zip(*points, strict=True), 1)[0]) if len(points) > 1 else float("nan")
-
-
 def table(results: dict[str, dict]) -> str:
     """The results as Markdown: by way the longest lengths, then ratios."""
     ends = sorted({row["length"] for found in results.values() for row in found["rows"]})[-4:]
@@ -126,7 +117,7 @@ def table(results: dict[str, dict]) -> str:
             last = max(seconds)
             cells = [backend, NAMES[kernel], f"{kind} {SIZES['window']}" if kind == "window" else kind]
             cells += [f"{seconds[n]:.2f} s" if n in seconds else "–" for n in ends]
-            cells += [f"n^{exponent(seconds):.2f}", f"{seconds[last] / floors[last]:.2f}"]
+            cells += [f"n^{exponent(seconds, 2048):.2f}", f"{seconds[last] / floors[last]:.2f}"]
             cells.append("–" if memory is None else f"{memory / 2**20:,.0f} MiB")
             lines.append("| " + " | ".join(cells) + " |")
     at = min(WHOLE, ends[-1])

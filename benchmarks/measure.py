@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -45,6 +46,12 @@ def alternate(steps: dict[str, Callable[[], object]], rounds: int, warmup: int =
 def ratio(times: dict[str, list[float]], of: str, to: str) -> float:
     """The median over rounds of how many times longer `of` takes than `to`."""
     return statistics.median(a / b for a, b in zip(times[of], times[to], strict=True))
+
+
+def exponent(values: dict[int, float], least: int = 0) -> float:
+    """The slope of values over sizes, both as logarithms, fitted to all sizes from `least` on; NaN for fewer than two."""
+    points = [(math.log(size), math.log(value)) for size, value in values.items() if size >= least and value > 0]
+    return float(np.polyfit(*zip(*points, strict=True), 1)[0]) if len(points) > 1 else float("nan")
 
 
 def matrix_rate(seconds: float = 1.0, size: int = 1024) -> float:
@@ -97,18 +104,23 @@ def gradient_step(
     return run
 
 
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def resident() -> int:
+    """Bytes that this process holds (Linux)."""
+    return _status("VmRSS")
+
+
 def peak(step: Callable[[], object]) -> int:
     """Bytes that a step takes above what the process holds already (Linux)."""
-
-    def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = status("VmRSS")
+    before = resident()
     step()
-    return status("VmHWM") - before
+    return _status("VmHWM") - before
 
 
 def in_processes(module: str, backends: Iterable[str], rounds: int) -> tuple[dict[str, dict], str]:
@@ -160,7 +172,7 @@ def run_by_backend(
 
 def machine() -> dict[str, object]:
     """What the figures were taken on."""
-    packages = ("keras", "keras-hub", "tensorflow", "jax", "torch", "transformers", "numpy")
+    packages = ("keras", "keras-hub", "tensorflow", "jax", "torch", "transformers", "x-transformers", "numpy")
     versions = {}
     for package in packages:
         try:

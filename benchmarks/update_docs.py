@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from benchmarks import (
+    bert_memory,
     char_gpt,
     compile_time,
     examples,
@@ -23,8 +24,10 @@ from benchmarks import (
     long,
     memory,
     packing,
+    padded,
     plan,
     quantized,
+    scaling,
     training,
 )
 from benchmarks.measure import RESULTS
@@ -42,6 +45,7 @@ def machine(record: dict) -> str:
         "jax": "JAX",
         "torch": "PyTorch",
         "transformers": "transformers",
+        "x-transformers": "x-transformers",
     }
     used = ", ".join(f"{title} {versions[name]}" for name, title in names.items() if name in versions)
     return f"*{record['date']}, {versions['cores']} cores of {versions['cpu']}; {used}.*"
@@ -61,6 +65,9 @@ def sections() -> dict[str, str]:
         ("few_rows", few_rows.table),
         ("compile_time", lambda r: compile_time.table(r["results"])),
         ("long", lambda r: long.table(r["results"])),
+        ("scaling", lambda r: scaling.table(r["results"])),
+        ("padded", lambda r: padded.table(r["results"])),
+        ("bert_memory", lambda r: bert_memory.table(r["results"])),
         ("memory", lambda r: memory.table(r["results"])),
         ("quantized", lambda r: quantized.table(r["results"])),
         ("plan", lambda r: plan.table(r["results"])),
@@ -78,9 +85,11 @@ def sections() -> dict[str, str]:
 
 def main() -> None:
     """Rewrite the marked sections of README.md and docs/*.md."""
-    drawn = RESULTS / "long.json"
-    if drawn.is_file():
-        long.plot(json.loads(drawn.read_text("utf-8"))["results"], ROOT / "docs" / "long.png")
+    for suite in (training, long, scaling):
+        name = suite.__name__.rpartition(".")[2]
+        kept = RESULTS / f"{name}.json"
+        if kept.is_file():
+            suite.plot(json.loads(kept.read_text("utf-8"))["results"], ROOT / "docs" / f"{name}.png")
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         text = before = page.read_text("utf-8")
         for name, section in sections().items():

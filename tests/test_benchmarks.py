@@ -32,11 +32,11 @@ def test_floors_count_the_pairs_that_attention_sees(monkeypatch):
 
 
 def test_exponents_are_slopes_of_logarithms():
-    from benchmarks import long
+    from benchmarks.measure import exponent
 
-    assert long.exponent({n: 3.0 * n**1.5 for n in (2048, 4096, 16384)}) == pytest.approx(1.5)
-    assert long.exponent({1024: 1e9, 2048: 2.0, 4096: 4.0}) == pytest.approx(1.0)  # short ones say nothing
-    assert math.isnan(long.exponent({2048: 2.0}))
+    assert exponent({n: 3.0 * n**1.5 for n in (2048, 4096, 16384)}) == pytest.approx(1.5)
+    assert exponent({1024: 1e9, 2048: 2.0, 4096: 4.0}, 2048) == pytest.approx(1.0)  # short ones say nothing
+    assert math.isnan(exponent({2048: 2.0}))
 
 
 def test_every_suite_has_a_measure_a_table_and_a_command():
