@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measure import gradient_step
+
 SIZES = dict(
     vocabulary=8192, width=256, layers=4, heads=4, intermediate=1024, length=128, batch=16, dropout=0.1, classes=2
 )
@@ -38,6 +40,34 @@ def data(kind: str, sizes: Sizes = SIZES) -> tuple[np.ndarray, np.ndarray, np.nd
     if kind == "gpt":
         return ids[:, :-1], mask, ids[:, 1:]
     return ids[:, :-1], mask, random.integers(0, sizes["classes"], sizes["batch"]).astype("int32")
+
+
+def products(kind: str, sizes: Sizes = SIZES) -> Step:
+    """The step's products of matrices by this backend, forward and backward, and next to nothing else."""
+    from keras import ops
+
+    s = sizes
+    rows, width, wide = s["batch"] * s["length"], s["width"], s["intermediate"]
+    shapes = [(width, width)] * 4 + [(width, wide), (wide, width)]
+    head = (width, s["vocabulary"]) if kind == "gpt" else (width, width)
+    random = np.random.default_rng(0)
+    weights = [random.normal(size=shape).astype("float32") / 16 for shape in [*shapes * s["layers"], head]]
+    states = random.normal(size=(rows, width)).astype("float32") / 16
+
+    def heads(x):
+        x = ops.reshape(x, (s["batch"], s["length"], s["heads"], width // s["heads"]))
+        return ops.transpose(x, (0, 2, 1, 3))
+
+    def function(x, *weights):
+        for first in range(0, len(weights) - 1, len(shapes)):
+            query, key, value, out, up, down = weights[first : first + len(shapes)]
+            scores = ops.matmul(heads(ops.matmul(x, query)), ops.swapaxes(heads(ops.matmul(x, key)), 2, 3))
+            attended = ops.transpose(ops.matmul(scores, heads(ops.matmul(x, value))), (0, 2, 1, 3))
+            x = ops.matmul(ops.matmul(ops.matmul(ops.reshape(attended, (rows, width)), out), up), down)
+        # Squares, for a compiler knows that a sum of a product is a product of sums.
+        return ops.sum(ops.square(ops.matmul(x if kind == "gpt" else x[:: s["length"]], weights[-1])))
+
+    return gradient_step(function, (states, *weights))
 
 
 # Models ----------------------------------------------------------------------------------------------------------------

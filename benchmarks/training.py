@@ -17,6 +17,7 @@ from benchmarks import peers
 from benchmarks.measure import alternate, matrix_rate, ratio, run_by_backend
 from benchmarks.peers import SIZES
 
+PRODUCTS = "its products alone"
 COMPILED = "Hugging Face, compiled", "keras_tfm, jit_compile=True"
 
 
@@ -28,9 +29,10 @@ def measure(backend: str, rounds: int) -> dict:
         steps = peers.steps(kind, backend)
         if rounds <= 3:
             steps = {name: step for name, step in steps.items() if name not in COMPILED}
-        times = alternate(steps, rounds)
+        times = alternate({**steps, PRODUCTS: peers.products(kind)}, rounds)
         rows[kind] = {
-            "ms": {name: round(1e3 * statistics.median(values), 1) for name, values in times.items()},
+            "ms": {name: round(1e3 * statistics.median(times[name]), 1) for name in steps},
+            "products_ms": round(1e3 * statistics.median(times[PRODUCTS]), 1),
             "speedup": {name: round(ratio(times, name, "keras_tfm"), 3) for name in steps},
             "floor_ms": round(1e3 * peers.flops(kind) / rate, 1),
             "rounds": rounds,
@@ -40,13 +42,14 @@ def measure(backend: str, rounds: int) -> dict:
 
 def table(results: dict[str, dict]) -> str:
     """The results as Markdown."""
-    columns = ["backend", "model", "library", "a step", "tokens/s", "floor", "reached", "times keras_tfm's"]
+    columns = ["backend", "model", "library", "a step", "tokens/s", PRODUCTS, "floor", "reached", "times keras_tfm's"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for backend, result in results.items():
         for kind, row in result["rows"].items():
             for name, ms in row["ms"].items():
                 rate = 1e3 * SIZES["batch"] * SIZES["length"] / ms
-                cells = [backend, kind.upper(), name, f"{ms} ms", f"{rate:,.0f}", f"{row['floor_ms']} ms"]
+                cells = [backend, kind.upper(), name, f"{ms} ms", f"{rate:,.0f}"]
+                cells += [f"{row['products_ms']} ms", f"{row['floor_ms']} ms"]
                 cells += [f"{row['floor_ms'] / ms:.0%}", f"{row['speedup'][name]:.2f}"]
                 lines.append("| " + " | ".join(cells) + " |")
     best = best_to_best(results)

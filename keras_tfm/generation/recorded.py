@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from keras_tfm.generation import graph_passes
+
 Tensors = list[Any]
 
 
@@ -35,10 +37,11 @@ class Recorded:
         with torch.no_grad():
             module = make_fx(function)(weights, state, settings)
         module.graph.eliminate_dead_code()
-        merge_equal(module.graph)
+        graph_passes.merge_equal(module.graph)
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         state_inputs = inputs[len(weights) : len(weights) + len(state)]
-        changing = changing_nodes(module.graph, state_inputs)
+        graph_passes.join_products(module.graph, graph_passes.changing_nodes(module.graph, state_inputs))
+        changing = graph_passes.changing_nodes(module.graph, state_inputs)
         (output,) = (node for node in module.graph.nodes if node.op == "output")
         fixed = list(
             dict.fromkeys(
@@ -104,65 +107,6 @@ def _laid_out(tensor: Any, strides: tuple[int, ...]) -> Any:
     if tensor.stride() == strides:
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-
-
-def is_in_place(node: Any) -> bool:
-    """Whether a node's operation overwrites an argument."""
-    return node.op == "call_function" and hasattr(node.target, "_schema") and node.target._schema.is_mutable
-
-
-def is_random(node: Any) -> bool:
-    """Whether a node's operation draws numbers."""
-    import torch
-
-    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def merge_equal(graph: Any) -> None:
-    """Let equal operations of equal arguments be one."""
-    found: dict[Any, Any] = {}
-    overwritten = _overwritten(graph)
-    for node in list(graph.nodes):
-        if node.op != "call_function" or is_in_place(node) or is_random(node) or node in overwritten:
-            continue
-        try:
-            key = (node.target, _hashable(node.args), _hashable(node.kwargs))
-            first = found.setdefault(key, node)
-        except TypeError:
-            continue
-        if first is not node:
-            node.replace_all_uses_with(first)
-            graph.erase_node(node)
-
-
-def changing_nodes(graph: Any, state: Sequence[Any]) -> set[Any]:
-    """The nodes whose values differ from step to step: what the state has a part in, what is overwritten, what is drawn."""
-    changing, overwritten = set(state), _overwritten(graph)
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        if is_in_place(node) or is_random(node) or node in overwritten or changing & set(node.all_input_nodes):
-            changing.add(node)
-    return changing
-
-
-def _overwritten(graph: Any) -> set[Any]:
-    """Nodes that an operation overwrites, and those that they are views of."""
-    found: set[Any] = set()
-    for node in reversed(graph.nodes):
-        if is_in_place(node):
-            found.add(node.args[0])
-        elif node in found and node.op == "call_function":  # it may be a view of an argument
-            found.update(node.all_input_nodes)
-    return found
-
-
-def _hashable(tree: Any) -> Any:
-    if isinstance(tree, (list, tuple)):
-        return (type(tree).__name__, *map(_hashable, tree))
-    if isinstance(tree, dict):
-        return tuple(sorted((name, _hashable(part)) for name, part in tree.items()))
-    return (type(tree).__name__, tree)  # 1 and 1.0 and True are not the same
 
 
 def _module(source: Any, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Any) -> Any:

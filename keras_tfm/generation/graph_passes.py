@@ -1,0 +1,135 @@
+"""torch: what a recorded graph of operations repeats or does in more calls than it needs, taken out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# Products of one input are joined where a weight has at most so many bytes: reading it then takes about as long as calling
+# the product does. Larger ones would gain little, and the joined weights are a copy.
+SMALL = 1 << 20
+
+
+def is_in_place(node: Any) -> bool:
+    """Whether a node's operation overwrites an argument."""
+    return node.op == "call_function" and hasattr(node.target, "_schema") and node.target._schema.is_mutable
+
+
+def is_random(node: Any) -> bool:
+    """Whether a node's operation draws numbers."""
+    import torch
+
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def merge_equal(graph: Any) -> None:
+    """Let equal operations of equal arguments be one, and the same written twice to the same places be written once."""
+    found: dict[Any, Any] = {}
+    overwritten = _overwritten(graph)
+    for node in list(graph.nodes):
+        if _writes_again(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+            continue
+        if node.op != "call_function" or is_in_place(node) or is_random(node) or node in overwritten:
+            continue
+        try:
+            key = (node.target, _hashable(node.args), _hashable(node.kwargs))
+            first = found.setdefault(key, node)
+        except TypeError:
+            continue
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _writes_again(node: Any) -> bool:
+    """Whether a node copies to a tensor what the operation that made it has just copied there."""
+    import torch
+
+    copy = torch.ops.aten.index_copy_.default
+    if node.op != "call_function" or node.target is not copy or node.args[0].target is not copy:
+        return False
+    before = node.args[0]
+    others = [user for user in before.users if user is not node and is_in_place(user) and user.args[0] is before]
+    return not others and before.args[1:] == node.args[1:] and before.kwargs == node.kwargs
+
+
+def join_products(graph: Any, changing: set[Any]) -> None:
+    """Let products of one input with several fixed matrices, as of queries, keys and values, be one product.
+
+    The joined matrices are made with what else is fixed; parts of the product are views of it.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    groups: dict[Any, list[Any]] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
+            continue
+        *bias, given, weight = node.args
+        values = [part.meta.get("val") for part in (*bias, given, weight)]
+        if given not in changing or changing.intersection((*bias, weight)) or any(value is None for value in values):
+            continue
+        if any(value.ndim != 1 for value in values[:-2]) or values[-1].numel() * values[-1].element_size() > SMALL:
+            continue
+        groups.setdefault((node.target, given, values[-1].dtype, values[-2].shape), []).append(node)
+    joined = [nodes for nodes in groups.values() if len(nodes) > 1]
+    if not joined:
+        return
+    _fixed_first(graph, changing)
+    for nodes in joined:
+        widths = [node.args[-1].meta["val"].shape[1] for node in nodes]
+        with graph.inserting_before(nodes[0]):
+            biases = [list(parts) for parts in zip(*(node.args[:-2] for node in nodes), strict=True)]
+            bias = [graph.call_function(aten.cat.default, (parts,)) for parts in biases]
+            weight = graph.call_function(aten.cat.default, ([node.args[-1] for node in nodes], 1))
+            product = graph.call_function(nodes[0].target, (*bias, nodes[0].args[-2], weight))
+            for place, (node, width) in enumerate(zip(nodes, widths, strict=True)):
+                start = sum(widths[:place])
+                part = graph.call_function(aten.slice.Tensor, (product, 1, start, start + width))
+                for user in list(node.users):  # a view may want the part by itself, without its neighbours
+                    if user.target is aten.view.default:
+                        user.target = aten.reshape.default
+                node.replace_all_uses_with(part)
+        for node in nodes:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _fixed_first(graph: Any, changing: set[Any]) -> None:
+    """Move what does not change in front of what does."""
+    first = next(node for node in graph.nodes if node in changing and node.op == "call_function")
+    for node in list(graph.nodes):
+        if node not in changing and node.op in ("call_function", "get_attr"):
+            first.prepend(node)
+
+
+def changing_nodes(graph: Any, state: Sequence[Any]) -> set[Any]:
+    """The nodes whose values differ from step to step: what the state has a part in, what is overwritten, what is drawn."""
+    changing, overwritten = set(state), _overwritten(graph)
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if is_in_place(node) or is_random(node) or node in overwritten or changing & set(node.all_input_nodes):
+            changing.add(node)
+    return changing
+
+
+def _overwritten(graph: Any) -> set[Any]:
+    """Nodes that an operation overwrites, and those that they are views of."""
+    found: set[Any] = set()
+    for node in reversed(graph.nodes):
+        if is_in_place(node):
+            found.add(node.args[0])
+        elif node in found and node.op == "call_function":  # it may be a view of an argument
+            found.update(node.all_input_nodes)
+    return found
+
+
+def _hashable(tree: Any) -> Any:
+    if isinstance(tree, (list, tuple)):
+        return (type(tree).__name__, *map(_hashable, tree))
+    if isinstance(tree, dict):
+        return tuple(sorted((name, _hashable(part)) for name, part in tree.items()))
+    return (type(tree).__name__, tree)  # 1 and 1.0 and True are not the same

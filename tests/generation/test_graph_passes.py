@@ -1,0 +1,114 @@
+"""torch: what is taken out of recorded graphs changes no result."""
+
+from __future__ import annotations
+
+import pytest
+
+from keras_tfm.ops.backend import NAME
+
+if NAME != "torch":
+    pytest.skip("graphs of torch", allow_module_level=True)
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from keras_tfm.generation import graph_passes
+from keras_tfm.generation.recorded import Recorded
+
+aten = torch.ops.aten
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def count(module, target) -> int:
+    return sum(node.target is target for node in module.graph.nodes)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_of_one_input_are_one_product(rows, bias):
+    weights = [random(8, 6), random(8, 4), random(8, 6)] + ([random(6), random(4), random(6)] if bias else [])
+
+    def function(weights, state, settings):
+        x = torch.tanh(state[0])
+        parts = (
+            [x @ w for w in weights[:3]]
+            if not bias
+            else [torch.addmm(b, x, w) for w, b in zip(weights[:3], weights[3:], strict=True)]
+        )
+        first, second, third = parts
+        return [first.view(rows, 2, 3).transpose(0, 1), second.view(-1), third * 2, first + third]
+
+    state = [random(rows, 8)]
+    recorded = Recorded(function, weights, state, [])
+    kind = aten.addmm.default if bias else aten.mm.default
+    assert count(recorded._step, kind) == 1
+    for scale in (1.0, 3.0):  # weights as they are now
+        now = [scale * weight for weight in weights]
+        for given, wanted in zip(recorded.bound(now, [])(state), function(now, state, []), strict=True):
+            assert given.shape == wanted.shape
+            torch.testing.assert_close(given, wanted)
+
+
+def test_products_that_are_not_alike_stay(monkeypatch):
+    def function(weights, state, settings):
+        x, y = state[0] * 2, state[0] * 3
+        wide, other, own = weights
+        return [x @ wide, y @ other, y @ (own + y.sum()), x.double() @ other.double(), (x + 1) @ wide]
+
+    weights, state = [random(8, 6), random(8, 4), random(8, 4)], [random(3, 8)]
+    recorded = Recorded(function, weights, state, [])
+    assert count(recorded._step, aten.mm.default) == 5
+    for given, wanted in zip(recorded.bound(weights, [])(state), function(weights, state, []), strict=True):
+        torch.testing.assert_close(given, wanted)
+
+
+def test_large_products_stay(monkeypatch):
+    def function(weights, state, settings):
+        x = state[0] + 1
+        return [x @ weight for weight in weights]
+
+    weights, state = [random(8, 6), random(8, 6), random(8, 7)], [random(3, 8)]
+    monkeypatch.setattr(graph_passes, "SMALL", 8 * 6 * 4)
+    recorded = Recorded(function, weights, state, [])
+    assert count(recorded._step, aten.mm.default) == 2
+
+
+def merged(function, *examples):
+    module = make_fx(function)(*examples)
+    graph_passes.merge_equal(module.graph)
+    module.recompile()
+    return module
+
+
+def test_the_same_written_twice_is_written_once():
+    def function(into, place, value):
+        once = into.index_copy_(0, place, value)
+        before = once > 0
+        again = once.index_copy_(0, place, value)
+        return before, again > 0, again
+
+    place, value = torch.tensor([2]), random(1)
+    module = merged(function, torch.zeros(4), place, value)
+    assert count(module, aten.index_copy_.default) == 1
+    assert count(module, aten.gt.Scalar) == 1
+    for given, wanted in zip(module(torch.zeros(4), place, value), function(torch.zeros(4), place, value), strict=True):
+        assert torch.equal(given, wanted)
+
+
+@pytest.mark.parametrize("between", ["another place", "another operation"])
+def test_what_is_written_over_in_between_is_written_again(between):
+    def function(into, place, value):
+        once = into.index_copy_(0, place, value)
+        if between == "another place":
+            once = once.index_copy_(0, place + 1, value)
+        else:
+            once.add_(1.0)
+        return (once.index_copy_(0, place, value), once.index_copy_(0, place + 1, 2 * value))
+
+    place, value = torch.tensor([1]), random(1)
+    module = merged(function, torch.zeros(4), place, value)
+    for given, wanted in zip(module(torch.zeros(4), place, value), function(torch.zeros(4), place, value), strict=True):
+        assert torch.equal(given, wanted)
