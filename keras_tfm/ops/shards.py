@@ -6,6 +6,7 @@ a sort, a gather. Of these it makes every device compute the whole batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +54,69 @@ def by_device(
         axis_names={axis},
         check_vma=False,
     )(*rows, *whole)
+
+
+def by_part(
+    function: Callable,
+    arrays: Sequence[Tensor],
+    axes: Sequence[tuple[str | None, ...]],
+    result: tuple[str | None, ...],
+) -> Tensor:
+    """`function(*arrays)`, called on each device of a mesh with its rows and heads: for what XLA cannot divide at all.
+
+    Rows are split over the batch's axis where it divides them, heads over the other axes where these divide those of the
+    first array; otherwise every device of the axis has all. Heads of other arrays that an axis does not divide, as keys of
+    few heads, are repeated so that each device has what its queries need. It is one call without a distribution, within
+    a `jax.shard_map` over all of the mesh, and of arrays at hand that are not on the mesh. Of those of a program that is
+    being made this cannot be known: they are taken to be.
+
+    Args:
+        function: Of arrays, gives one.
+        arrays: The first has the rows and heads that others have, or a multiple of their heads.
+        axes: Of each array, what its dimensions are: "rows", "heads" or None.
+        result: The same of what comes back.
+    """
+    distribution: Any = keras.distribution.distribution() if NAME == "jax" else None
+    if distribution is None:
+        return function(*arrays)
+    import jax
+    import jax.numpy as jnp
+
+    mesh, batch = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
+    context = jax.sharding.get_abstract_mesh()
+    done = set(getattr(context, "manual_axes", ()))
+    left = [name for name in mesh.axis_names if name not in done]
+    at_hand = not isinstance(arrays[0], jax.core.Tracer)
+    if mesh.size == 1 or not left or (at_hand and arrays[0].sharding.device_set != set(mesh.devices.flat)):
+        return function(*arrays)
+    rows, heads = (arrays[0].shape[axes[0].index(kind)] for kind in ("rows", "heads"))
+    over_heads: list[str] = []
+    devices = 1
+    for name in left:
+        if name != batch and heads % (devices * mesh.shape[name]) == 0:
+            over_heads.append(name)
+            devices *= mesh.shape[name]
+    over = {
+        "rows": batch if batch in left and rows % mesh.shape[batch] == 0 else None,
+        "heads": tuple(over_heads) or None,
+        None: None,
+    }
+
+    def parted(x: Any, of: tuple[str | None, ...]) -> Any:
+        if "heads" not in of or x.shape[of.index("heads")] % devices == 0:
+            return x
+        few = x.shape[of.index("heads")]
+        return jnp.repeat(x, math.lcm(few, devices) // few, axis=of.index("heads"))
+
+    specs = [jax.sharding.PartitionSpec(*(over[kind] for kind in of)) for of in (*axes, result)]
+    return jax.shard_map(
+        function,
+        mesh=context if done else mesh,
+        in_specs=tuple(specs[:-1]),
+        out_specs=specs[-1],
+        axis_names=set(left),
+        check_vma=False,
+    )(*map(parted, arrays, axes))
 
 
 def with_rows_split(x: Tensor, variable: Any = None) -> Tensor:

@@ -661,7 +661,7 @@ def test_nothing_is_fused_on_a_tpu(monkeypatch):
     monkeypatch.setattr(backend, "device", lambda x=None: "tpu")
     said = explain_kernel(*tensors_of(qkv()))
     assert "TPU" in said["fused"]
-    assert said["dense"] == "serves"
+    assert said["splash"] == "serves"
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_FUSED)

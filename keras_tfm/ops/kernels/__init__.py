@@ -8,10 +8,16 @@ from __future__ import annotations
 from types import ModuleType
 
 from keras_tfm.ops import backend
-from keras_tfm.ops.kernels import blockwise, dense, fused, reference
+from keras_tfm.ops.kernels import blockwise, dense, fused, reference, splash
 from keras_tfm.ops.kernels.request import Request
 
-KERNELS: dict[str, ModuleType] = {"reference": reference, "dense": dense, "fused": fused, "blockwise": blockwise}
+KERNELS: dict[str, ModuleType] = {
+    "reference": reference,
+    "dense": dense,
+    "fused": fused,
+    "blockwise": blockwise,
+    "splash": splash,
+}
 
 # Preference by (backend, device), best first; the first that does not refuse serves. On the CPU, XLA compiles the dense
 # arrangement into the better program (measured: docs/performance.md); torch's SDPA wins wherever it may be used. On
@@ -22,7 +28,7 @@ PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("tensorflow", "tpu"): ("dense",),
     ("jax", "cpu"): ("dense",),
     ("jax", "gpu"): ("fused", "dense"),
-    ("jax", "tpu"): ("dense",),
+    ("jax", "tpu"): ("splash", "dense"),  # made for it; not measured on one
     ("torch", "cpu"): ("fused", "dense"),
     ("torch", "gpu"): ("fused", "dense"),
 }
@@ -43,7 +49,8 @@ def _by_length(request: Request, where: tuple[str, str]) -> tuple[str, ...]:
     narrow = request.window is not None and keys >= max(FEW, NARROW * request.window)
     if keys < LONG[where] and not narrow:
         return names
-    return (*(name for name in names if name == "fused" and fused.is_linear(request)), "blockwise", *names)
+    linear = (name for name in names if name == "splash" or (name == "fused" and fused.is_linear(request)))
+    return (*linear, "blockwise", *names)
 
 
 def choose(request: Request, kernel: str = "auto") -> str:
