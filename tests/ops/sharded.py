@@ -1,4 +1,4 @@
-"""The loss, the experts and attention in blocks on 8 simulated devices beside one, as JSON. Run by `test_shards`.
+"""The loss, the experts and attention (in blocks, by Pallas) on 8 simulated devices beside one, as JSON: for `test_shards`.
 
 python sharded.py, with XLA_FLAGS=--xla_force_host_platform_device_count=8 and KERAS_BACKEND=jax.
 """
@@ -9,6 +9,7 @@ import functools
 import json
 
 import jax
+import jax.export
 import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -16,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import keras_tfm as tfm
 from keras_tfm import distribution
 from keras_tfm.layers import MixtureOfExperts
-from keras_tfm.ops import attention
+from keras_tfm.ops import attention, backend
 from keras_tfm.ops.kernels import blockwise
 from keras_tfm.ops.linear_crossentropy import linear_crossentropy
 
@@ -133,6 +134,57 @@ def in_blocks():
     return program, jax.tree.leaves(program(*given, mask))
 
 
+def splashed(kv_heads, rows=slice(None), compiled=True):
+    """Output and gradients of attention by the Pallas kernel, interpreted, sinks included."""
+    split = None if rows == FEW else "data"
+    heads = X.reshape(ROWS, LENGTH, 4, 8)[rows]
+    kv = "model" if kv_heads == 4 else None
+    given = [placed(heads, split, None, "model")]
+    given += [placed(heads[:, :, :kv_heads] * scale, split, None, kv) for scale in (0.5, 2.0)]
+    given += [placed(np.linspace(-1, 1, 4, dtype="float32"), "model")]
+    mask = placed((np.arange(LENGTH) < LENGTHS)[rows], split)
+
+    def of(query, key, value, sinks, mask):
+        output = attention(query, key, value, causal=True, padding_mask=mask, sinks=sinks, kernel="splash")
+        return keras.ops.sum(output * output), output  # of which no sum over rows cancels
+
+    function = jax.value_and_grad(of, argnums=(0, 1, 2, 3), has_aux=True)
+    return jax.tree.leaves((jax.jit(function) if compiled else function)(*given, mask))
+
+
+def splashed_by_hand():
+    """Within a `shard_map` of the caller's, each device calls it with its rows; heads are left to it."""
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    heads = placed(X.reshape(ROWS, LENGTH, 4, 8), "data", None, "model")
+    rows = PartitionSpec("data")
+    function = jax.shard_map(
+        lambda x: attention(x, x, x, causal=True, kernel="splash"),
+        mesh=mesh,
+        in_specs=rows,
+        out_specs=rows,
+        axis_names={"data"},
+        check_vma=False,
+    )
+    return [jax.jit(function)(heads)]
+
+
+def splashed_for_tpus():
+    """Of the Pallas calls that are lowered for TPUs, whether each takes one device's rows and heads."""
+    heads = jax.ShapeDtypeStruct((ROWS, LENGTH, 4, 64), "bfloat16")
+    real, backend.device = backend.device, lambda x=None: "tpu"
+    try:
+        mesh = keras.distribution.distribution().device_mesh.backend_mesh
+        layout = NamedSharding(mesh, PartitionSpec("data", None, "model" if "model" in mesh.axis_names else None))
+        function = jax.grad(lambda x: keras.ops.sum(attention(x, x, x, causal=True, kernel="splash")))
+        program = jax.jit(function, in_shardings=layout, out_shardings=layout)
+        text = jax.export.export(program, platforms=["tpu"])(heads).mlir_module()
+    finally:
+        backend.device = real
+    calls = [line for line in text.splitlines() if "@tpu_custom_call" in line]
+    rows, heads = ROWS // mesh.shape["data"], 4 // dict(mesh.shape).get("model", 1)
+    return [f"tensor<{rows}x{heads}x128x64xbf16>" in line for line in calls]
+
+
 def operations(program):
     found = program.cost_analysis()
     return (found[0] if isinstance(found, list) else found)["flops"]
@@ -162,8 +214,11 @@ def main() -> None:
     blockwise.QUERIES = blockwise.KEYS = 8
     expected, whole = everything()
     by_hand, few = [of_loss()[0]], of_loss(rows=FEW)
+    heads = jax.numpy.asarray(X.reshape(ROWS, LENGTH, 4, 8))
+    attended, few_attended = attention(heads, heads, heads, causal=True), splashed(4, rows=FEW)
+    splash = {kv_heads: splashed(kv_heads) for kv_heads in (2, 4)}
     alone = functools.partial(loss, **OPTIONS, differentiable=False)
-    found = {"differences": {}, "operations": {}}
+    found = {"differences": {}, "operations": {}, "for TPUs": {}}
     gpt = tfm.models.gpt(  # of one device, also where a distribution is set later
         num_layers=1,
         hidden_dim=16,
@@ -178,6 +233,15 @@ def main() -> None:
             values, counted = everything(name)
             found["differences"][name] = {key: difference(values[key], expected[key]) for key in expected}
             found["operations"][name] = {key: counted[key] / whole[key] for key in whole}
+            few_heads = name in ("data", "fsdp x tensor")  # fewer than devices where heads are split
+            kv_heads = 2 if few_heads else 4
+            found["differences"][name]["splash"] = difference(splashed(kv_heads), splash[kv_heads])
+            if not few_heads:
+                found["for TPUs"][name] = splashed_for_tpus()
+            if name == "data x tensor":
+                differences = found["differences"][name]
+                differences["splash, by hand"] = difference(splashed_by_hand(), [attended])
+                differences["splash, eager"] = difference(splashed(4, compiled=False), splash[4])
             if name == "data":
                 same = jax.jit(lambda x: gpt(x, training=False))(jax.numpy.asarray(LABELS % VOCABULARY))
                 found["differences"][name]["another's model"] = difference([same], [logits])
@@ -185,6 +249,7 @@ def main() -> None:
                 differences["eager"] = difference(of_loss(compiled=False), expected["loss"])
                 differences["by hand"] = difference(of_devices_by_hand(), by_hand)
                 differences["few rows"] = difference(of_loss(rows=FEW), few)
+                differences["splash, few rows"] = difference(splashed(4, rows=FEW), few_attended)
                 differences["value alone"] = difference([jax.jit(alone)(*arguments())], by_hand)
     print("RESULT " + json.dumps(found))
 

@@ -27,7 +27,7 @@ def results() -> dict:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("what", ["loss", "experts", "experts, dropout", "blocks"])
+@pytest.mark.parametrize("what", ["loss", "experts", "experts, dropout", "blocks", "splash"])
 def test_values_and_gradients_are_those_of_one_device(what, way):
     assert results()["differences"][way][what] < 1e-5
 
@@ -39,6 +39,17 @@ def test_a_model_on_one_device_stays_there():
 @pytest.mark.parametrize("how", ["eager", "by hand", "few rows", "value alone"])
 def test_the_loss_may_be_called_anyhow(how):
     assert results()["differences"]["data"][how] < 1e-5
+
+
+@pytest.mark.parametrize("way, how", [("data", "few rows"), ("data x tensor", "by hand"), ("data x tensor", "eager")])
+def test_a_pallas_call_may_be_divided_anyhow(way, how):
+    assert results()["differences"][way][f"splash, {how}"] < 1e-5
+
+
+@pytest.mark.parametrize("way", ["fsdp", "data x tensor"])
+def test_a_device_lowers_its_own_pallas_calls_for_tpus(way):
+    """XLA would refuse to divide one; each of the three takes one device's rows and heads."""
+    assert results()["for TPUs"][way] == [True] * 3
 
 
 @pytest.mark.parametrize("way", WAYS)
