@@ -73,7 +73,7 @@ def attend(request: Request) -> tuple[Tensor, None]:
     """
     import jax.numpy as jnp
 
-    query, key, value = request.query, request.key, request.value
+    query, key, value = (jnp.asarray(x) for x in (request.query, request.key, request.value))
     # The kernel has no scale. Multiplied in float32, a query is rounded once to its own dtype.
     query = (query.astype("float32") * request.scale).astype(query.dtype)
     # A row without keys gives its sink all the weight, which has no value: zeros, with a zero gradient.
