@@ -44,8 +44,10 @@ def _by_length(request: Request, where: tuple[str, str]) -> tuple[str, ...]:
     """Kernels for this many keys, best first. Of a number that is not known when the program is made: as for few."""
     names = PREFERENCE[where]
     keys, queries = backend.static_shape(request.key)[1], backend.static_shape(request.query)[1]
-    if keys is None or queries is None or queries < keys // NARROW:  # a step of decoding has few scores
+    if keys is None or queries is None:
         return names
+    if queries < keys // NARROW:  # a step of decoding has few scores, and no block of queries
+        return tuple(name for name in names if name != "splash")
     narrow = request.window is not None and keys >= max(FEW, NARROW * request.window)
     if keys < LONG[where] and not narrow:
         return names

@@ -75,7 +75,7 @@ def attend(request: Request) -> tuple[Tensor, None]:
 
     query, key, value = (jnp.asarray(x) for x in (request.query, request.key, request.value))
     # The kernel has no scale. Multiplied in float32, a query is rounded once to its own dtype.
-    query = (query.astype("float32") * request.scale).astype(query.dtype)
+    query = (query.astype("float32") * jnp.asarray(request.scale, "float32")).astype(query.dtype)
     # A row without keys gives its sink all the weight, which has no value: zeros, with a zero gradient.
     sinks = jnp.full((request.num_heads,), NOWHERE, "float32") if request.sinks is None else request.sinks
     arrays = [query, key, value, jnp.asarray(sinks, "float32")]
