@@ -102,3 +102,17 @@ def several_blocks() -> Iterator[None]:
         patch.setattr(blockwise, "QUERIES", 3)
         patch.setattr(blockwise, "KEYS", 2)
         yield
+
+
+@pytest.fixture
+def flex_with_gradients() -> Iterator[None]:
+    """FlexAttention on a CPU has a dense backward pass that torch refuses to run: good enough to compare with."""
+    with pytest.MonkeyPatch.context() as patch:
+        if BACKEND == "torch":
+            from torch.nn.attention import flex_attention
+
+            from keras_tfm.ops.kernels import flex
+
+            patch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+            patch.setattr(flex, "_refused_by_cpu", lambda request: None)
+        yield

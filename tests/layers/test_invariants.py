@@ -13,13 +13,13 @@ from keras import ops
 from keras_tfm import layers
 from keras_tfm.ops.kernels import KERNELS
 
-pytestmark = pytest.mark.usefixtures("several_blocks")
+pytestmark = pytest.mark.usefixtures("several_blocks", "flex_with_gradients")
 
 BATCH, LENGTH, WIDTH = 2, 6, 8
 X, OTHER, CONTEXT = (normal(BATCH, LENGTH, WIDTH, seed=seed) for seed in (1, 2, 3))
 CUT = 3 if BACKEND == "jax" else 4  # of a sequence into parts: each length of part is compiled anew on JAX
 RANDOM = {"dropout": 0.3, "attention_dropout": 0.3, "activation_dropout": 0.3, "drop_path": 0.3}
-LACKING = {("fused", "tensorflow"), ("splash", "tensorflow"), ("splash", "torch")}
+NOT_HERE = {"tensorflow": ("fused", "flex", "splash"), "jax": ("flex",), "torch": ("splash",)}[BACKEND]  # kernels
 
 ATTENTION: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -33,7 +33,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "softcap": {"logit_softcap": 1.0},
     "sinks": {"sinks": "learned"},
     "gate": {"output_gate": "elementwise"},
-    **{f"kernel {name}": {"kernel": name} for name in KERNELS if (name, BACKEND) not in LACKING},
+    **{f"kernel {name}": {"kernel": name} for name in KERNELS if name not in NOT_HERE},
     "many": {
         "window": 4,
         "position": "rotary",
@@ -104,7 +104,7 @@ def assert_causal(call, x: np.ndarray, tolerance: float = 1e-6) -> None:
 def test_the_past_does_not_see_the_future(kind, name, options):
     layer = filled(MAKERS[kind](options), X)
     assert_causal(layer, X)
-    if options.get("kernel") not in ("fused", "blockwise", "splash"):
+    if options.get("kernel") not in ("fused", "blockwise", "splash", "flex"):
         output, scores = layer(X, return_scores=True)
         assert_close(output, layer(X), 1e-5)
         assert np.all(numpy(scores)[..., ~np.tri(LENGTH, dtype=bool)] == 0)

@@ -19,7 +19,7 @@ from keras import ops
 from keras_tfm.ops import attention, backend, explain_kernel
 from keras_tfm.ops.kernels import KERNELS, PREFERENCE
 
-pytestmark = pytest.mark.usefixtures("several_blocks")
+pytestmark = pytest.mark.usefixtures("several_blocks", "flex_with_gradients")
 
 BATCH, LENGTH, HEADS, DIM = 2, 6, 4, 4
 FAST = [name for name in KERNELS if name != "reference"]

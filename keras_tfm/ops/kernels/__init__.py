@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from keras_tfm.ops import backend
-from keras_tfm.ops.kernels import blockwise, dense, fused, reference, splash
+from keras_tfm.ops.kernels import blockwise, dense, flex, fused, reference, splash
 from keras_tfm.ops.kernels.request import Request
 
 KERNELS: dict[str, ModuleType] = {
@@ -17,6 +17,7 @@ KERNELS: dict[str, ModuleType] = {
     "fused": fused,
     "blockwise": blockwise,
     "splash": splash,
+    "flex": flex,
 }
 
 # Preference by (backend, device), best first; the first that does not refuse serves. On the CPU, XLA compiles the dense
@@ -38,6 +39,9 @@ PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
 LONG: dict[tuple[str, str], int] = {where: 2048 if where[1] == "cpu" else 8192 for where in PREFERENCE}
 # A window is worth blocks when it is so many times shorter than the keys, and these are a few blocks.
 NARROW, FEW = 4, 1024
+# Where torch's FlexAttention stands in for its SDPA, and for how many queries and keys: compiling it takes seconds, and the
+# masks that it saves are small below. Not measured on a GPU either.
+FLEX: dict[tuple[str, str], int] = {("torch", "gpu"): 512}
 
 
 def _by_length(request: Request, where: tuple[str, str]) -> tuple[str, ...]:
@@ -49,10 +53,13 @@ def _by_length(request: Request, where: tuple[str, str]) -> tuple[str, ...]:
     if queries < keys // NARROW:  # a step of decoding has few scores, and no block of queries
         return tuple(name for name in names if name != "splash")
     narrow = request.window is not None and keys >= max(FEW, NARROW * request.window)
-    if keys < LONG[where] and not narrow:
+    blocked: tuple[str, ...] = ("blockwise",) if keys >= LONG[where] or narrow else ()
+    if where in FLEX and min(queries, keys) >= FLEX[where]:
+        blocked = ("flex", *blocked)
+    if not blocked:
         return names
     linear = (name for name in names if name == "splash" or (name == "fused" and fused.is_linear(request)))
-    return (*linear, "blockwise", *names)
+    return (*linear, *blocked, *names)
 
 
 def choose(request: Request, kernel: str = "auto") -> str:

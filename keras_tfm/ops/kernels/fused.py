@@ -65,9 +65,15 @@ def _refused_by_cudnn(request: Request) -> str | None:
 
 
 def is_linear(request: Request) -> bool:
-    """Whether the primitive's memory is linear in length: torch's and cuDNN's, unless a mask is as large as scores."""
-    if any(part is not None for part in (request.bias, request.attention_mask, request.query_segment_ids)):
+    """Whether the primitive's memory is linear in length: torch's and cuDNN's, unless a mask is as large as scores.
+
+    torch's reads a bias as it is, unless something else takes part in the mask.
+    """
+    if request.attention_mask is not None or request.query_segment_ids is not None:
         return False
+    if request.bias is not None:
+        plain = not request.causal and request.window is None and request.aligned and request.padding_mask is None
+        return NAME == "torch" and plain
     if _by_cudnn(request):
         return request.aligned and request.padding_mask is None
     if NAME != "torch" or request.window is not None:

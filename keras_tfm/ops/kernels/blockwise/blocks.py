@@ -70,13 +70,27 @@ def from_key_blocks(x: Tensor, length: int | Tensor) -> Tensor:
 
 
 def arrange(s: Settings, request: Request) -> dict[str, Tensor]:
+    """What is known of who sees whom, by blocks, and which blocks are visited.
+
+    Returns:
+        As `known`; "order", (query blocks, key blocks): the key blocks that a block of queries visits come first; and
+        "count", how many these are.
+    """
+    words = known(s, request)
+    needed = ops.any(some(s, words), axis=(2, 3))  # (query blocks, key blocks)
+    blocks = ops.shape(needed)[1]
+    rank = ops.arange(blocks, dtype="int32")[None] + ops.where(needed, 0, blocks)
+    words["order"] = ops.cast(ops.argsort(rank, axis=1), "int32")
+    words["count"] = ops.sum(ops.cast(needed, "int32"), axis=1)
+    return words
+
+
+def known(s: Settings, request: Request) -> dict[str, Tensor]:
     """What is known of who sees whom, by blocks.
 
     Returns:
         "query_positions", "key_positions" and "valid" (blocks, batch or 1, size), "query_segments" and "key_segments"
-        alike, "mask" (query blocks, key blocks, batch or 1, heads or 1, queries, keys), each where there is any;
-        "order", (query blocks, key blocks): the key blocks that a block of queries visits come first; and "count", how
-        many these are.
+        alike, "mask" (query blocks, key blocks, batch or 1, heads or 1, queries, keys), each where there is any.
     """
     queries, keys = ops.shape(request.query)[1], ops.shape(request.key)[1]
     query_positions = masks.positions(queries) if request.query_positions is None else request.query_positions
@@ -97,11 +111,6 @@ def arrange(s: Settings, request: Request) -> dict[str, Tensor]:
         words["key_segments"] = blocked(request.key_segment_ids, s.keys)
     if request.attention_mask is not None:
         words["mask"] = _blocks_of_mask(s, masks.explicit(request.attention_mask), queries, keys)
-    needed = _needed(s, words)  # (query blocks, key blocks)
-    blocks = ops.shape(needed)[1]
-    rank = ops.arange(blocks, dtype="int32")[None] + ops.where(needed, 0, blocks)
-    words["order"] = ops.cast(ops.argsort(rank, axis=1), "int32")
-    words["count"] = ops.sum(ops.cast(needed, "int32"), axis=1)
     return words
 
 
@@ -116,12 +125,15 @@ def _blocks_of_mask(s: Settings, mask: Tensor, queries: int | Tensor, keys: int 
     return ops.transpose(x, (1, 0, 2, 5, 3, 4))
 
 
-def _needed(s: Settings, words: dict[str, Tensor]) -> Tensor:
-    """(query blocks, key blocks) boolean: some query of the one may see some key of the other, in some row."""
+def some(s: Settings, words: dict[str, Tensor]) -> Tensor:
+    """Where some query of a block may see some key of another, or nothing known forbids it.
+
+    Takes what `known` gives; gives (query blocks, key blocks, batch or 1, heads or 1), boolean.
+    """
     at, to, valid = words["query_positions"], words["key_positions"], words.get("valid")
-    low, high = ops.min(at, axis=-1)[:, None], ops.max(at, axis=-1)[:, None]  # (query blocks, 1, batch or 1)
-    first = ops.min(to if valid is None else ops.where(valid, to, FAR), axis=-1)[None]  # (1, key blocks, batch or 1)
-    last = ops.max(to if valid is None else ops.where(valid, to, -FAR), axis=-1)[None]
+    low, high = _range(at, 1)
+    first = ops.amin(to if valid is None else ops.where(valid, to, FAR), axis=-1)[None]  # (1, key blocks, batch or 1)
+    last = ops.amax(to if valid is None else ops.where(valid, to, -FAR), axis=-1)[None]
     needed = first < FAR  # some key is valid
     if s.causal:
         needed = ops.logical_and(needed, first <= high)
@@ -131,13 +143,41 @@ def _needed(s: Settings, words: dict[str, Tensor]) -> Tensor:
             near = ops.logical_or(near, ops.logical_or(first < s.global_tokens, low < s.global_tokens))
         needed = ops.logical_and(needed, near)
     if "query_segments" in words:
-        mine, theirs = words["query_segments"], words["key_segments"]
-        needed = ops.logical_and(needed, ops.min(mine, axis=-1)[:, None] <= ops.max(theirs, axis=-1)[None])
-        needed = ops.logical_and(needed, ops.max(mine, axis=-1)[:, None] >= ops.min(theirs, axis=-1)[None])
-    needed = ops.broadcast_to(ops.any(needed, axis=-1), (ops.shape(at)[0], ops.shape(to)[0]))
-    if "mask" in words:
-        needed = ops.logical_and(needed, ops.any(words["mask"], axis=(2, 3, 4, 5)))
-    return needed
+        (mine, most), (theirs, end) = _range(words["query_segments"], 1), _range(words["key_segments"], 0)
+        needed = ops.logical_and(needed, ops.logical_and(mine <= end, most >= theirs))
+    needed = _pairs(needed, words)
+    return ops.logical_and(needed, ops.any(words["mask"], axis=(4, 5))) if "mask" in words else needed
+
+
+def every(s: Settings, words: dict[str, Tensor]) -> Tensor:
+    """Where every query of a block is known to see every key of another, as `some`; sure of fewer than there may be."""
+    (low, high), (first, last) = _range(words["query_positions"], 1), _range(words["key_positions"], 0)
+    whole = ops.all(words["valid"], axis=-1)[None] if "valid" in words else ops.ones_like(first, "bool")
+    if s.causal:
+        whole = ops.logical_and(whole, last <= low)
+    if s.window is not None:
+        near = high - first <= (s.window - 1 if s.causal else s.window)
+        if not s.causal:
+            near = ops.logical_and(near, last - low <= s.window)
+        if s.global_tokens:
+            near = ops.logical_or(near, ops.logical_or(high < s.global_tokens, last < s.global_tokens))
+        whole = ops.logical_and(whole, near)
+    if "query_segments" in words:
+        (mine, most), (theirs, end) = _range(words["query_segments"], 1), _range(words["key_segments"], 0)
+        whole = ops.logical_and(whole, ops.logical_and(mine == end, most == theirs))
+    whole = _pairs(whole, words)
+    return ops.logical_and(whole, ops.all(words["mask"], axis=(4, 5))) if "mask" in words else whole
+
+
+def _range(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The least and the most of each block, (blocks, batch or 1) with an axis of one for the other side's blocks."""
+    return ops.expand_dims(ops.amin(x, axis=-1), axis), ops.expand_dims(ops.amax(x, axis=-1), axis)
+
+
+def _pairs(x: Tensor, words: dict[str, Tensor]) -> Tensor:
+    """(query blocks or 1, key blocks or 1, batch or 1) to (query blocks, key blocks, batch or 1, 1)."""
+    blocks = ops.shape(words["query_positions"])[0], ops.shape(words["key_positions"])[0]
+    return ops.broadcast_to(x, (*blocks, ops.shape(x)[2]))[..., None]
 
 
 def mask(s: Settings, words: dict[str, Tensor], query: int | Tensor, key: int | Tensor) -> Tensor | None:
