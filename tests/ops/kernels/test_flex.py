@@ -267,18 +267,38 @@ def compared(options: dict[str, Any]) -> tuple[np.ndarray, ...]:
     )
 
 
-@torch_only
-@given(data=st.data())
-def test_no_block_is_left_out_and_none_left_unmasked_that_must_not_be(data):
-    options = {name: data.draw(kind) for name, kind in CHOICES.items() if data.draw(st.booleans())}
-    options["causal"] = data.draw(st.booleans()) or not options
-    if "window" in options:
-        options["global_tokens"] = data.draw(st.integers(0, 5))
+def check_lists(options: dict[str, Any]) -> None:
+    """No block is left out, and none left unmasked, that must not be."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flex, "SIZE", 4)
         visited, whole, needed, could_be_whole = compared(options)
     assert not np.any(needed & ~visited)
     assert not np.any(whole & ~could_be_whole)
+
+
+@torch_only
+@given(data=st.data())
+def test_lists_of_any_combination(data):
+    options = {name: data.draw(kind) for name, kind in CHOICES.items() if data.draw(st.booleans())}
+    options["causal"] = data.draw(st.booleans()) or not options
+    if "window" in options:
+        options["global_tokens"] = data.draw(st.integers(0, 5))
+    check_lists(options)
+
+
+@torch_only
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("global_tokens", range(6))
+def test_lists_of_windows(causal, global_tokens):
+    for window in range(1, 14):
+        check_lists({"causal": causal, "window": window, "global_tokens": global_tokens})
+
+
+@torch_only
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 11])
+def test_lists_of_segments(length):
+    check_lists({"segment_ids": np.arange(SMALL)[None] // np.array([[length], [4]])})
+    check_lists({"segment_ids": np.arange(SMALL)[None] // np.array([[4], [length]]), "causal": True})
 
 
 @torch_only
@@ -394,6 +414,24 @@ def test_what_it_serves_by_itself_is_the_reference(option, gpu, monkeypatch):
     inputs = [ops.convert_to_tensor(x) for x in qkv(length=N)]
     assert explain_kernel(*inputs, **tensors(options))["flex"] == "serves"
     assert_close(call("auto", options)(*inputs), call("reference", options)(*inputs), 3e-6)
+
+
+@torch_only
+def test_it_becomes_a_part_of_what_is_compiled(gpu, monkeypatch):
+    """As in a model with jit_compile=True: chosen and traced without a break."""
+    import torch
+
+    def no_program(*arguments):
+        raise AssertionError("a program within a program")
+
+    monkeypatch.setattr(flex, "_program", no_program)
+    options = {"causal": True, "padding_mask": TOKENS, "sinks": SINKS}
+    inputs = [ops.convert_to_tensor(x) for x in qkv(length=N)]
+    by_itself = call("auto", options)
+    whole = torch.compile(lambda *arrays: by_itself(*arrays) * 2.0, fullgraph=True, backend="eager")
+    assert_close(whole(*inputs) / 2.0, call("reference", options)(*inputs), 3e-6)
+    with pytest.raises(AssertionError, match="a program within"):
+        by_itself(*inputs)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
