@@ -68,6 +68,8 @@ def _refused_by_cpu(request: Request) -> str | None:
         torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in (request.bias, request.sinks))
     ):
         return "FlexAttention has no backward pass on a CPU"
+    if request.sinks is not None and torch.compiler.is_compiling():
+        return "FlexAttention compiled for a CPU gives no logsumexp, which sinks need"
     return None
 
 
@@ -82,7 +84,11 @@ def _refused_by_gpu(request: Request, dtypes: set[str]) -> str | None:
         )
     import torch
 
-    return None if torch.compiler.is_compiling() else _refused_by_triton()  # the whole is being compiled by Triton
+    if torch.compiler.is_compiling():  # by Triton, then
+        return None
+    if torch._dynamo.config.disable:
+        return "FlexAttention without torch.compile, which is turned off, holds all scores"
+    return _refused_by_triton()
 
 
 @functools.cache

@@ -407,6 +407,26 @@ def test_long_sequences_without_triton_come_in_blocks(gpu, monkeypatch):
 
 
 @torch_only
+def test_without_a_compiler_it_would_hold_all_scores(gpu):
+    import torch
+
+    with torch._dynamo.config.patch(disable=True):
+        assert "torch.compile, which is turned off" in said(N, causal=True)["flex"]
+        assert serving(N, causal=True, padding_mask=TOKENS) == "fused"
+
+
+@torch_only
+def test_sinks_within_what_is_compiled_for_a_cpu(monkeypatch):
+    import torch
+
+    inputs = [ops.convert_to_tensor(x) for x in qkv(length=20)]
+    sinks = ops.convert_to_tensor(SINKS)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert "gives no logsumexp" in explain_kernel(*inputs, sinks=sinks)["flex"]
+    assert explain_kernel(*inputs)["flex"] == "available"
+
+
+@torch_only
 @pytest.mark.parametrize("option", ["padding_mask", "softcap", "sinks"])
 def test_what_it_serves_by_itself_is_the_reference(option, gpu, monkeypatch):
     monkeypatch.setattr(flex, "_on_cpu", lambda request: True)
