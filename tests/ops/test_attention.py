@@ -770,3 +770,16 @@ def test_what_cannot_be_meant_raises(case):
     inputs, options, message = BAD_CALLS[case]
     with pytest.raises(ValueError, match=f"(?s){message}"):
         attention(*tensors_of(inputs), **tensors(options))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="a length without a number is JAX's")
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_program_may_be_for_any_length(causal):
+    import jax
+    import jax.export
+
+    (length,) = jax.export.symbolic_shape("length")
+    shape = jax.ShapeDtypeStruct((2, length, 2, 4), "float32")
+    program = jax.export.export(jax.jit(lambda x: attention(x, x, x, causal=causal)))(shape)
+    x = normal(2, 7, 2, 4)
+    assert_close(program.call(x), attention(x, x, x, causal=causal, kernel="reference"), 1e-6)

@@ -48,7 +48,7 @@ def _by_length(request: Request, where: tuple[str, str]) -> tuple[str, ...]:
     """Kernels for this many keys, best first. Of a number that is not known when the program is made: as for few."""
     names = PREFERENCE[where]
     keys, queries = backend.static_shape(request.key)[1], backend.static_shape(request.query)[1]
-    if keys is None or queries is None:
+    if not isinstance(keys, int) or not isinstance(queries, int):
         return names
     if queries < keys // NARROW:  # a step of decoding has few scores, and no block of queries
         return tuple(name for name in names if name != "splash")
