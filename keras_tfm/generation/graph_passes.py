@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 # Products of one input are joined where a weight has at most so many bytes: reading it then takes about as long as calling
 # the product does. Larger ones would gain little, and the joined weights are a copy.
 SMALL = 1 << 20
+# On a CPU a few rows times a transposed matrix, as of a tied head, take up to twice the time of the matrix laid out anew,
+# measured for 3 to 16 rows (8192 x 256 and 8 rows: 440 and 191 microseconds). A copy of it is made in each call, so it is
+# not to be large; for larger ones the product is turned about, which helps from 6 rows on.
+FEW_ROWS, TURNED, COPIED = range(3, 17), range(6, 17), 1 << 24
 
 
 def is_in_place(node: Any) -> bool:
@@ -85,16 +90,75 @@ def join_products(graph: Any, changing: set[Any]) -> None:
             bias = [graph.call_function(aten.cat.default, (parts,)) for parts in biases]
             weight = graph.call_function(aten.cat.default, ([node.args[-1] for node in nodes], 1))
             product = graph.call_function(nodes[0].target, (*bias, nodes[0].args[-2], weight))
-            for place, (node, width) in enumerate(zip(nodes, widths, strict=True)):
-                start = sum(widths[:place])
-                part = graph.call_function(aten.slice.Tensor, (product, 1, start, start + width))
-                for user in list(node.users):  # a view may want the part by itself, without its neighbours
-                    if user.target is aten.view.default:
-                        user.target = aten.reshape.default
-                node.replace_all_uses_with(part)
-        for node in nodes:
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
+            places = itertools.pairwise(itertools.accumulate(widths, initial=0))
+            parts = [graph.call_function(aten.slice.Tensor, (product, 1, *place)) for place in places]
+        for node, part in zip(nodes, parts, strict=True):
+            _replace(node, part)
+
+
+def lay_out(graph: Any, changing: set[Any]) -> None:
+    """Let a CPU's products of few rows with a fixed, transposed float32 matrix have it in the order they read best."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not aten.mm.default or node.args[1] in changing:
+            continue
+        rows, matrix = (part.meta.get("val") for part in node.args)
+        if rows is None or matrix is None or matrix.device.type != "cpu" or matrix.dtype != torch.float32:
+            continue
+        if matrix.stride(0) != 1 or matrix.stride(1) < matrix.shape[0] or min(matrix.shape) == 1:
+            continue
+        with graph.inserting_before(node):
+            if rows.shape[0] in FEW_ROWS and matrix.numel() * matrix.element_size() <= COPIED:
+                options = {"memory_format": torch.contiguous_format}
+                node.args = (node.args[0], graph.call_function(aten.clone.default, (node.args[1],), options))
+            elif rows.shape[0] in TURNED:
+                turned = [graph.call_function(aten.permute.default, (part, [1, 0])) for part in node.args]
+                product = graph.call_function(aten.mm.default, (turned[1], turned[0]))
+                found = graph.call_function(aten.permute.default, (product, [1, 0]))
+                _replace(node, found)
+
+
+def attention_as_sums(graph: Any) -> None:
+    """Let a CPU's attention of one query be sums of products, which Inductor makes loops of its own from.
+
+    torch's kernel calls a library for blocks of keys; at one query that takes longer than reading them.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    kernel = aten._scaled_dot_product_flash_attention_for_cpu.default
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not kernel or len(node.args) != 3:
+            continue
+        query, key, value = node.args  # (batch, heads, 1, head_dim), (batch, heads, keys, head_dim) twice
+        options = dict(node.kwargs)
+        mask, scale = options.pop("attn_mask", None), options.pop("scale", None)
+        shape, others = query.meta["val"].shape, [user for user in node.users if user.args[1] != 0]
+        if options or scale is None or shape[2] != 1 or query.meta["val"].dtype != torch.float32 or others:
+            continue
+        with graph.inserting_before(node):
+            call = graph.call_function
+            scores = call(aten.sum.dim_IntList, (call(aten.mul.Tensor, (query, key)), [-1], True))
+            scores = call(aten.permute.default, (call(aten.mul.Tensor, (scores, scale)), [0, 1, 3, 2]))
+            scores = scores if mask is None else call(aten.add.Tensor, (scores, mask))
+            weights = call(aten.permute.default, (call(aten._softmax.default, (scores, -1, False)), [0, 1, 3, 2]))
+            output = call(aten.sum.dim_IntList, (call(aten.mul.Tensor, (weights, value)), [2], True))
+        for part in list(node.users):
+            _replace(part, output)
+        graph.erase_node(node)
+
+
+def _replace(node: Any, by: Any) -> None:
+    """Let what uses a node use another, whose strides may differ: views of it become reshapes."""
+    import torch
+
+    for user in list(node.users):
+        if user.target is torch.ops.aten.view.default:
+            user.target = torch.ops.aten.reshape.default
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
 
 
 def _fixed_first(graph: Any, changing: set[Any]) -> None:

@@ -40,7 +40,11 @@ class Recorded:
         graph_passes.merge_equal(module.graph)
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         state_inputs = inputs[len(weights) : len(weights) + len(state)]
-        graph_passes.join_products(module.graph, graph_passes.changing_nodes(module.graph, state_inputs))
+        changing = graph_passes.changing_nodes(module.graph, state_inputs)
+        graph_passes.join_products(module.graph, changing)
+        graph_passes.lay_out(module.graph, changing)
+        if compiled:
+            graph_passes.attention_as_sums(module.graph)
         changing = graph_passes.changing_nodes(module.graph, state_inputs)
         (output,) = (node for node in module.graph.nodes if node.op == "output")
         fixed = list(

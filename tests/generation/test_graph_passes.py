@@ -112,3 +112,48 @@ def test_what_is_written_over_in_between_is_written_again(between):
     module = merged(function, torch.zeros(4), place, value)
     for given, wanted in zip(module(torch.zeros(4), place, value), function(torch.zeros(4), place, value), strict=True):
         assert torch.equal(given, wanted)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16, 17])
+@pytest.mark.parametrize("copied", [True, False])
+def test_transposed_matrices_of_few_rows_give_the_same(rows, copied, monkeypatch):
+    if not copied:
+        monkeypatch.setattr(graph_passes, "COPIED", 0)
+
+    def function(weights, state, settings):
+        product = (state[0] + 1) @ weights[0].T
+        return [product.view(rows, 2, 5), product.view(-1), product.argmax(-1)]
+
+    weights, state = [random(10, 6)], [random(rows, 6)]
+    recorded = Recorded(function, weights, state, [])
+    (mm,) = (node for node in recorded._step.graph.nodes if node.target is aten.mm.default)
+    few = {1: "", 2: "", 3: "copied", 8: "copied", 16: "copied", 17: ""}[rows]
+    assert (aten.clone.default in [node.target for node in recorded._once.graph.nodes]) == (few == "copied" and copied)
+    turned = getattr(mm.args[0], "target", None) is aten.permute.default or mm.args[0].op == "placeholder"
+    assert turned == (not copied and rows in graph_passes.TURNED)
+    for scale in (1.0, -2.0):
+        now = [scale * weights[0]]
+        for given, wanted in zip(recorded.bound(now, [])(state), function(now, state, []), strict=True):
+            torch.testing.assert_close(given, wanted)
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_of_one_query_as_sums_gives_the_same(queries, masked):
+    def function(query, key, value, mask):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+            given = mask if masked else None
+            output = torch.nn.functional.scaled_dot_product_attention(query, key, value, given, scale=0.3)
+        return output.transpose(1, 2).reshape(2, -1)
+
+    examples = [random(2, 3, queries, 8), random(2, 3, 5, 8), random(2, 3, 5, 8), random(2, 1, queries, 5)]
+    examples[3][1, :, :, 3:] = -torch.inf
+    with torch.no_grad():
+        module = make_fx(function)(*examples)
+    kernel = aten._scaled_dot_product_flash_attention_for_cpu.default
+    module.graph.eliminate_dead_code()
+    assert count(module, kernel) == 1
+    graph_passes.attention_as_sums(module.graph)
+    module.recompile()
+    assert count(module, kernel) == (queries > 1)
+    torch.testing.assert_close(module(*examples), function(*examples))
