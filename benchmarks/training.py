@@ -58,6 +58,21 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def summary(results: dict[str, dict]) -> str:
+    """The results in a line for each backend and model: how many times this library's step the others' take."""
+    names = dict.fromkeys(n for result in results.values() for row in result["rows"].values() for n in row["ms"])
+    others = [name for name in names if name != "keras_tfm"]
+    columns = ["backend", "model", "keras_tfm, ms", "tokens/s", *(f"× {name}" for name in others), "floor, ms"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for backend, result in results.items():
+        for kind, row in result["rows"].items():
+            ms = row["ms"]["keras_tfm"]
+            cells = [backend, kind.upper(), f"{ms}", f"{1e3 * SIZES['batch'] * SIZES['length'] / ms:,.0f}"]
+            cells += [f"{row['speedup'][name]:.2f}" if name in row["speedup"] else "–" for name in others]
+            lines.append("| " + " | ".join([*cells, f"{row['floor_ms']}"]) + " |")
+    return "\n".join(lines)
+
+
 def best_to_best(results: dict[str, dict]) -> list[str]:
     """What each library takes on the backend that suits it best, beside ours on ours."""
     said = []

@@ -56,6 +56,7 @@ def sections() -> dict[str, str]:
     found = {}
     for name, table in (
         ("training", lambda r: training.table(r["results"])),
+        ("training-summary", lambda r: training.summary(r["results"])),
         ("imports", lambda r: imports.table(r["rows"])),
         ("finetune", lambda r: finetune.table(r["rows"])),
         ("generation", lambda r: generation.table(r["results"])),
@@ -74,7 +75,7 @@ def sections() -> dict[str, str]:
         ("features", lambda r: features.table(r["results"])),
         ("families", lambda r: families.table(r["families"])),
     ):
-        path = RESULTS / f"{name}.json"
+        path = RESULTS / f"{name.removesuffix('-summary')}.json"
         if path.is_file():
             record = json.loads(path.read_text("utf-8"))
             found[name] = f"{table(record)}\n\n{machine(record)}"

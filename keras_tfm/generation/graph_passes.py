@@ -13,6 +13,7 @@ SMALL = 1 << 20
 # measured for 3 to 16 rows (8192 x 256 and 8 rows: 440 and 191 microseconds). A copy of it is made in each call, so it is
 # not to be large; for larger ones the product is turned about, which helps from 6 rows on.
 FEW_ROWS, TURNED, COPIED = range(3, 17), range(6, 17), 1 << 24
+LEAST = -60.0  # logarithm of the least part of a softmax
 
 
 def is_in_place(node: Any) -> bool:
@@ -148,6 +149,34 @@ def attention_as_sums(graph: Any) -> None:
         for part in list(node.users):
             _replace(part, output)
         graph.erase_node(node)
+
+
+def without_denormals(graph: Any) -> None:
+    """Let softmaxes have zeros where they would have less than e^-60 of their largest part: 1e-26, far below its rounding.
+
+    A CPU takes some hundred cycles for a number that small, and sharp attention and logits have many of them.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in (aten._softmax.default, aten._log_softmax.default):
+            continue
+        scores, axis, half = node.args
+        value = scores.meta.get("val")
+        if half or (value is not None and (value.device.type != "cpu" or value.dtype != torch.float32)):
+            continue
+        with graph.inserting_before(node):
+            call = graph.call_function
+            below = call(aten.sub.Tensor, (scores, call(aten.amax.default, (scores, [axis], True))))
+            parts = call(aten.exp.default, (call(aten.clamp_min.default, (below, LEAST)),))
+            parts = call(aten.mul.Tensor, (parts, call(aten.gt.Scalar, (below, LEAST))))
+            total = call(aten.sum.dim_IntList, (parts, [axis], True))
+            if node.target is aten._softmax.default:
+                found = call(aten.div.Tensor, (parts, total))
+            else:
+                found = call(aten.sub.Tensor, (below, call(aten.log.default, (total,))))
+            _replace(node, found)
 
 
 def _replace(node: Any, by: Any) -> None:

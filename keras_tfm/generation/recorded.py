@@ -45,6 +45,7 @@ class Recorded:
         graph_passes.lay_out(module.graph, changing)
         if compiled:
             graph_passes.attention_as_sums(module.graph)
+            graph_passes.without_denormals(module.graph)
         changing = graph_passes.changing_nodes(module.graph, state_inputs)
         (output,) = (node for node in module.graph.nodes if node.op == "output")
         fixed = list(

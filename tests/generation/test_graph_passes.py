@@ -157,3 +157,21 @@ def test_attention_of_one_query_as_sums_gives_the_same(queries, masked):
     module.recompile()
     assert count(module, kernel) == (queries > 1)
     torch.testing.assert_close(module(*examples), function(*examples))
+
+
+@pytest.mark.parametrize("function", [torch.softmax, torch.log_softmax])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_softmaxes_have_no_denormal_parts(function, axis):
+    scores = 60 * random(7, 9)
+    scores[2, 3] = scores[6] = -torch.inf
+    scores[0, 1] = 300.0
+    with torch.no_grad():
+        module = make_fx(lambda x: function(x, axis))(scores)
+    graph_passes.without_denormals(module.graph)
+    module.recompile()
+    assert count(module, aten._softmax.default) + count(module, aten._log_softmax.default) == 0
+    found, wanted = module(scores), function(scores, axis)
+    torch.testing.assert_close(found, wanted, rtol=2e-6, atol=1e-25, equal_nan=True)
+    if function is torch.softmax:
+        assert not ((found != 0) & (found < 1e-30)).any()
+        assert ((wanted != 0) & (wanted < 1e-30)).any()
