@@ -115,4 +115,4 @@ def plot(results: dict[str, dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_by_backend("training", __doc__ or "", measure, table, {"sizes": SIZES}, rounds=30)
+    run_by_backend("training", __doc__ or "", measure, table, {"sizes": SIZES}, rounds=15)

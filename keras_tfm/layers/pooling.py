@@ -53,23 +53,9 @@ class Pooling(Layer):
         elif self.kind == "max":
             pooled = ops.max(ops.where(real[:, :, None], wide, -1e30), axis=1)
         else:
-            pooled = at_places(wide, self.place(real))[:, 0]
+            pooled = at_places(wide, place_of(self.kind, real))[:, 0]
         pooled = ops.where(ops.any(real, axis=1, keepdims=True), pooled, 0.0)
         return ops.cast(pooled, x.dtype)
-
-    def place(self, padding_mask):
-        """Of "first" and "last", the token that is taken, (batch, 1) int32; of a row without tokens the first.
-
-        `padding_mask` is (batch, length), true = a token.
-        """
-        real = ops.cast(padding_mask, "bool")
-        if self.kind == "first":
-            index = ops.argmax(ops.cast(real, "int32"), axis=1)
-        elif self.kind == "last":
-            index = ops.max(ops.where(real, ops.arange(ops.shape(real)[1], dtype="int32")[None, :], 0), axis=1)
-        else:
-            raise ValueError(f"A pooling of kind {self.kind!r} takes no one token.")
-        return ops.cast(index, "int32")[:, None]
 
     def compute_mask(self, x, previous_mask=None):
         return None
@@ -77,3 +63,18 @@ class Pooling(Layer):
     def compute_output_spec(self, x, padding_mask=None):
         check_mask("padding_mask", padding_mask, [static_shape(x)[:2]])
         return keras.KerasTensor((x.shape[0], x.shape[2]), dtype=self.compute_dtype)
+
+
+def place_of(kind: str, padding_mask):
+    """The token that a pooling of kind "first" or "last" takes, (batch, 1) int32; of a row without tokens the first.
+
+    `padding_mask` is (batch, length), true = a token.
+    """
+    real = ops.cast(padding_mask, "bool")
+    if kind == "first":
+        index = ops.argmax(ops.cast(real, "int32"), axis=1)
+    elif kind == "last":
+        index = ops.max(ops.where(real, ops.arange(ops.shape(real)[1], dtype="int32")[None, :], 0), axis=1)
+    else:
+        raise ValueError(f"A pooling of kind {kind!r} takes no one token.")
+    return ops.cast(index, "int32")[:, None]

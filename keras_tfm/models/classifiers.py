@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_tfm.layers import Pooling
 from keras_tfm.layers.base import register
+from keras_tfm.layers.pooling import place_of
 from keras_tfm.models.backbone import Backbone
 from keras_tfm.models.heads import classification_head, named_classes, sequence_output
 from keras_tfm.models.objectives import TokenAccuracy, TokenCrossentropy
@@ -92,7 +93,7 @@ class Classifier(Task):
             real = self.backbone.token_embedding.compute_mask(first)
         if real is not None:
             real = ops.cast(real, "bool")
-            return Pooling(kind).place(real), real
+            return place_of(kind, real), real
         at = 0 if kind == "first" else ops.shape(first)[1] - 1
         return ops.full((ops.shape(first)[0], 1), at, dtype="int32"), None
 
