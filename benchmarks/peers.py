@@ -121,8 +121,8 @@ def keras_layers(kind: str, sizes: Sizes = SIZES) -> Any:
     ids = keras.Input((sizes["length"],), dtype="int32", name="token_ids")
     mask = keras.Input((sizes["length"],), dtype="bool", name="padding_mask")
     table = layers.ReversibleEmbedding(sizes["vocabulary"], width)
-    places = layers.Embedding(sizes["length"], width)(keras.ops.arange(sizes["length"])[None, :])
-    x = table(ids) + places
+    positions = keras.ops.cumsum(keras.ops.ones_like(ids), axis=1) - 1
+    x = table(ids) + layers.Embedding(sizes["length"], width)(positions)
     if kind == "bert":
         types = keras.Input((sizes["length"],), dtype="int32", name="token_type_ids")
         x = layers.LayerNormalization(epsilon=1e-12)(x + layers.Embedding(2, width)(types))
