@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import BACKENDS, installed, peak, resident, save
+from benchmarks.peers import options_of
 
-SIZES = dict(vocabulary=30_522, width=768, layers=12, heads=12, intermediate=3072, length=512, batch=8, masked=76)
+SIZES = dict(
+    vocabulary=30_522, width=768, layers=12, heads=12, intermediate=3072, length=512, dropout=0.1, batch=8, masked=76
+)
 WAYS = {
     "KerasHub": "KerasHub",
     "plain": "keras_tfm",
@@ -45,15 +48,7 @@ def keras_hub() -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
     import keras
     import keras_hub
 
-    s = SIZES
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=s["vocabulary"],
-        num_layers=s["layers"],
-        num_heads=s["heads"],
-        hidden_dim=s["width"],
-        intermediate_dim=s["intermediate"],
-        max_sequence_length=s["length"],
-    )
+    backbone = keras_hub.models.BertBackbone(**options_of(SIZES))
     model = keras_hub.models.BertMaskedLM(backbone, preprocessor=None)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-4), loss=loss, weighted_metrics=None, metrics=None)
@@ -68,16 +63,7 @@ def ours(way: str) -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
 
     import keras_tfm as tfm
 
-    s = SIZES
-    backbone = tfm.models.bert(
-        vocabulary_size=s["vocabulary"],
-        hidden_dim=s["width"],
-        num_layers=s["layers"],
-        num_heads=s["heads"],
-        intermediate_dim=s["intermediate"],
-        max_sequence_length=s["length"],
-        dropout=0.1,
-    )
+    backbone = tfm.models.bert(**options_of(SIZES))
     backbone.recompute_blocks(way != "plain")
     model = tfm.MaskedLM(backbone)
     loss = "linear_crossentropy" if way == "both" else "auto"

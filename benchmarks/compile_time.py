@@ -45,19 +45,7 @@ def first_step(make: Callable, depth: int) -> float:
 
 def first_text(depth: int) -> tuple[float, float]:
     """Seconds until a model that is there has written a text: the first time, and once more."""
-    import keras_tfm as tfm
-
-    s = SIZES
-    model = tfm.CausalLM(
-        tfm.models.gpt(
-            vocabulary_size=s["vocabulary"],
-            hidden_dim=s["width"],
-            num_layers=depth,
-            num_heads=s["heads"],
-            intermediate_dim=s["intermediate"],
-            max_sequence_length=s["length"],
-        )
-    )
+    model = peers.ours("gpt", {**SIZES, "layers": depth})
     prompt = np.arange(1, 17, dtype="int32")
     seconds = []
     for _ in range(2):

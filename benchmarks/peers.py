@@ -73,19 +73,27 @@ def products(kind: str, sizes: Sizes = SIZES) -> Step:
 # Models ----------------------------------------------------------------------------------------------------------------
 
 
+OPTIONS = {  # what this library calls a size; KerasHub has the same names
+    "vocabulary_size": "vocabulary",
+    "hidden_dim": "width",
+    "num_layers": "layers",
+    "num_heads": "heads",
+    "intermediate_dim": "intermediate",
+    "max_sequence_length": "length",
+    "dropout": "dropout",
+}
+
+
+def options_of(sizes: Sizes) -> dict[str, Any]:
+    """Sizes as keywords of this library's models and of KerasHub's."""
+    return {option: sizes[name] for option, name in OPTIONS.items()}
+
+
 def ours(kind: str, sizes: Sizes = SIZES) -> Any:
     """This library's model, with new weights."""
     import keras_tfm as tfm
 
-    options = dict(
-        vocabulary_size=sizes["vocabulary"],
-        hidden_dim=sizes["width"],
-        num_layers=sizes["layers"],
-        num_heads=sizes["heads"],
-        intermediate_dim=sizes["intermediate"],
-        max_sequence_length=sizes["length"],
-        dropout=sizes["dropout"],
-    )
+    options = options_of(sizes)
     if kind == "bert":
         return tfm.TextClassifier(tfm.models.bert(**options), num_classes=sizes["classes"])
     return tfm.CausalLM(tfm.models.gpt(**options))
@@ -95,15 +103,7 @@ def keras_hub(kind: str, sizes: Sizes = SIZES) -> Any:
     """KerasHub's model."""
     import keras_hub
 
-    options = dict(
-        vocabulary_size=sizes["vocabulary"],
-        num_layers=sizes["layers"],
-        num_heads=sizes["heads"],
-        hidden_dim=sizes["width"],
-        intermediate_dim=sizes["intermediate"],
-        dropout=sizes["dropout"],
-        max_sequence_length=sizes["length"],
-    )
+    options = options_of(sizes)
     if kind == "bert":
         backbone = keras_hub.models.BertBackbone(num_segments=2, **options)
         return keras_hub.models.BertTextClassifier(
