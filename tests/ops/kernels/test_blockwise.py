@@ -101,11 +101,18 @@ def visited(**options: Any) -> np.ndarray:
     request = Request(query, key, value, query_segment_ids=segment_ids, key_segment_ids=segment_ids, **options)
     settings = blockwise._settings(request)
     words = blocks.arrange(settings, request)
-    order, count = numpy(words["order"]), numpy(words["count"])
+    order, whole, count = numpy(words["order"]), numpy(words["whole"]), numpy(words["count"])
+    allowed = np.broadcast_to(True if request.mask() is None else numpy(request.mask()), (2, HEADS, 24, 24))
     found = np.zeros(order.shape, bool)
-    for row, (keys, many) in enumerate(zip(order, count, strict=True)):
+    for row, (keys, unmasked, many) in enumerate(zip(order, whole, count, strict=True)):
         assert sorted(keys) == list(range(6))
-        assert list(keys[:many]) == sorted(keys[:many])
+        for part in (keys[:unmasked], keys[unmasked:many]):
+            assert list(part) == sorted(part)
+        pairs = allowed[:, :, 4 * row : 4 * row + 4].reshape(2, HEADS, 4, 6, 4)[:, :, :, keys[:many]]
+        all_of_it = pairs.all((0, 1, 2, 4))
+        assert all_of_it[:unmasked].all()
+        if not request.global_tokens:  # part of a block by the window, part by being global: not recognised
+            assert not all_of_it[unmasked:].any()
         found[row, keys[:many]] = True
     return found
 

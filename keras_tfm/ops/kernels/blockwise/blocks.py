@@ -73,15 +73,17 @@ def arrange(s: Settings, request: Request) -> dict[str, Tensor]:
     """What is known of who sees whom, by blocks, and which blocks are visited.
 
     Returns:
-        As `known`; "order", (query blocks, key blocks): the key blocks that a block of queries visits come first; and
-        "count", how many these are.
+        As `known`; "order", (query blocks, key blocks): first the key blocks that a block of queries sees all of, then
+        those that it sees some of, then the others; "whole" and "count", how many come before the second and the third.
     """
     words = known(s, request)
     needed = ops.any(some(s, words), axis=(2, 3))  # (query blocks, key blocks)
+    whole = ops.logical_and(needed, ops.all(every(s, words), axis=(2, 3)))
     blocks = ops.shape(needed)[1]
-    rank = ops.arange(blocks, dtype="int32")[None] + ops.where(needed, 0, blocks)
+    sort = ops.where(whole, 0, ops.where(needed, 1, 2))
+    rank = ops.arange(blocks, dtype="int32")[None] + sort * blocks
     words["order"] = ops.cast(ops.argsort(rank, axis=1), "int32")
-    words["count"] = ops.sum(ops.cast(needed, "int32"), axis=1)
+    words["whole"], words["count"] = (ops.sum(ops.cast(x, "int32"), axis=1) for x in (whole, needed))
     return words
 
 
@@ -178,6 +180,11 @@ def _pairs(x: Tensor, words: dict[str, Tensor]) -> Tensor:
     """(query blocks or 1, key blocks or 1, batch or 1) to (query blocks, key blocks, batch or 1, 1)."""
     blocks = ops.shape(words["query_positions"])[0], ops.shape(words["key_positions"])[0]
     return ops.broadcast_to(x, (*blocks, ops.shape(x)[2]))[..., None]
+
+
+def any_mask(s: Settings, words: dict[str, Tensor]) -> bool:
+    """Whether anything rules out any pair: else `mask` is None for all blocks."""
+    return s.causal or s.window is not None or not words.keys().isdisjoint({"valid", "query_segments", "mask"})
 
 
 def mask(s: Settings, words: dict[str, Tensor], query: int | Tensor, key: int | Tensor) -> Tensor | None:

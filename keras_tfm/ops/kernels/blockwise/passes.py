@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -33,12 +34,26 @@ def _wide(x: Tensor) -> str:
     return "float64" if str(x.dtype).endswith("float64") else "float32"
 
 
-def _logits(s: Settings, query: Tensor, key: Tensor, words: dict, i: Any, j: Any) -> tuple[Tensor, Tensor]:
+def _over_keys(s: Settings, words: dict, i: Any, pair: Callable[..., tuple], carry: tuple) -> tuple:
+    """carry = pair(t, carry, masked) for the places t in "order" of the key blocks that block i of queries visits.
+
+    Blocks that all of its queries see come first, and are spared the making of a mask.
+    """
+    whole = words["whole"][i]
+    carry = loop(whole, lambda t, carry: pair(t, carry, False), carry)
+    if not blocks.any_mask(s, words):
+        return carry
+    return loop(words["count"][i] - whole, lambda t, carry: pair(whole + t, carry, True), carry)
+
+
+def _logits(
+    s: Settings, query: Tensor, key: Tensor, words: dict, i: Any, j: Any, masked: bool
+) -> tuple[Tensor, Tensor]:
     """Of a pair of blocks, (batch, kv_heads, groups * queries, keys): masked, and as they were before."""
     raw = ops.cast(ops.matmul(query, ops.swapaxes(key, -1, -2)), _wide(query))
     if s.softcap is not None:
         raw = s.softcap * ops.tanh(raw / s.softcap)
-    mask = blocks.mask(s, words, i, j)
+    mask = blocks.mask(s, words, i, j) if masked else None
     if mask is None:
         return raw, raw
     batch, heads, rows, keys = ops.shape(raw)
@@ -58,7 +73,7 @@ def forward(s: Settings, query: Tensor, key: Tensor, value: Tensor, sinks: Tenso
     The normalizer of a query that sees nothing is so high that all its weights are 0.
     """
     query, key, value = blocks.query_blocks(s, query), blocks.key_blocks(s, key), blocks.key_blocks(s, value)
-    order, count, dtype, wide = words["order"], words["count"], value.dtype, _wide(query)
+    order, dtype, wide = words["order"], value.dtype, _wide(query)
     number = ops.shape(query)[0]
     # Of a block: a number for each query, and a vector of the values' width.
     zero = ops.zeros_like(query[0][..., :1], dtype=wide)
@@ -67,10 +82,10 @@ def forward(s: Settings, query: Tensor, key: Tensor, value: Tensor, sinks: Tenso
     def rows(i, carry):
         mine = query[i]
 
-        def pair(t, carry):
+        def pair(t, carry, masked):
             high, total, found = carry
             j = order[i, t]
-            logits, _ = _logits(s, mine, key[j], words, i, j)
+            logits, _ = _logits(s, mine, key[j], words, i, j, masked)
             higher = ops.maximum(high, ops.max(logits, axis=-1, keepdims=True))
             weights = ops.exp(logits - higher)
             shrink = ops.exp(high - higher)
@@ -80,7 +95,7 @@ def forward(s: Settings, query: Tensor, key: Tensor, value: Tensor, sinks: Tenso
             found = found * shrink + ops.cast(ops.matmul(ops.cast(weights, dtype), value[j]), wide)
             return higher, total, found
 
-        high, total, found = loop(count[i], pair, (zero + NOTHING, zero, zeros))
+        high, total, found = _over_keys(s, words, i, pair, (zero + NOTHING, zero, zeros))
         seen = ops.logical_not(high <= 0.5 * NOTHING)  # so that NaN stays NaN
         normalizer = high + ops.log(ops.where(seen, total, 1.0))
         if sinks.shape[0]:
@@ -110,16 +125,16 @@ def backward(s: Settings, arguments: tuple, saved: Any, by: Any) -> tuple[Tensor
     query, by = blocks.query_blocks(s, query), blocks.query_blocks(s, _without_copies(s, by, lengths[0]))
     key, value = blocks.key_blocks(s, key), blocks.key_blocks(s, value)
     outputs, normalizers = saved
-    order, count, dtype, wide = words["order"], words["count"], query.dtype, _wide(query)
+    order, dtype, wide = words["order"], query.dtype, _wide(query)
 
     def rows(i, carry):
         mine, slope, normalizer = query[i], by[i], normalizers[i]
         along = ops.sum(ops.cast(slope, wide) * ops.cast(outputs[i], wide), axis=-1, keepdims=True)
 
-        def pair(t, carry):
+        def pair(t, carry, masked):
             by_query, by_key, by_value = carry
             j = order[i, t]
-            logits, raw = _logits(s, mine, key[j], words, i, j)
+            logits, raw = _logits(s, mine, key[j], words, i, j, masked)
             weights = ops.exp(logits - normalizer)
             by_weights = ops.cast(ops.matmul(slope, ops.swapaxes(value[j], -1, -2)), wide)
             kept = weights
@@ -135,7 +150,7 @@ def backward(s: Settings, arguments: tuple, saved: Any, by: Any) -> tuple[Tensor
             by_key = add(by_key, j, ops.matmul(ops.swapaxes(by_logits, -1, -2), mine))
             return by_query + ops.cast(ops.matmul(by_logits, key[j]), wide), by_key, by_value
 
-        by_query, *others = loop(count[i], pair, (ops.zeros_like(mine, dtype=wide), *carry[1:3]))
+        by_query, *others = _over_keys(s, words, i, pair, (ops.zeros_like(mine, dtype=wide), *carry[1:3]))
         by_sinks = carry[3]
         if sinks.shape[0]:
             lost = ops.exp(ops.cast(_sinks(s, sinks), wide) - normalizer) * along  # of queries that see nothing: 0
