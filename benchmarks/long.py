@@ -5,8 +5,9 @@
     python -m benchmarks.long --quick         to length 4096
 
 4 heads of 64, float32, batch 1. Passes of one length alternate in one process; memory is the peak of the process above what
-it held before, on TensorFlow, which gives nothing back, that of a first pass in a process of its own, of length 8192 alone;
-the floor is the products of matrices over the rate of a large one.
+it held before, on TensorFlow, which gives nothing back, that of a first pass in a process of its own, from length 8192 on;
+the floor is the products of matrices over the rate of a large one. Whole scores are computed as far as the machine's memory
+holds them; the longest that are, 4.3 GB several times over, without causality alone.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import alternate, exponent, gradient_step, matrix_rate, peak, run_by_backend
+from benchmarks.measure import alternate, available, exponent, gradient_step, matrix_rate, peak, run_by_backend
 
 SIZES = dict(heads=4, head_dim=64, window=512)
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 QUICK = 4096
-WHOLE = 8192  # the longest of which whole scores are kept: 1.1 GB, some five times over
-ROUNDS = {1024: 15, 2048: 9, 4096: 5, 8192: 3, 16384: 1}
+APART = 8192  # from here on TensorFlow's memory is measured
+COPIES = {"tensorflow": 4, "jax": 7, "torch": 4}  # arrays as large as the scores that a pass over whole ones holds
+ROUNDS = {1024: 15, 2048: 9, 4096: 5, 8192: 3, 16384: 3}
 KINDS: dict[str, dict] = {"all": {}, "causal": {"causal": True}, "window": {"causal": True, "window": SIZES["window"]}}
 NAMES = {"dense": "whole scores", "blockwise": "blocks", "fused": "torch's own"}
 
@@ -34,9 +36,9 @@ NAMES = {"dense": "whole scores", "blockwise": "blocks", "fused": "torch's own"}
 def ways(backend: str, length: int) -> list[tuple[str, str]]:
     """(kernel, kind) of what is measured at a length."""
     found = [("blockwise", kind) for kind in KINDS]
-    if length <= WHOLE:
-        found += [("dense", "all"), ("dense", "causal")]
-    if backend == "torch" and length <= WHOLE:
+    if COPIES[backend] * 4 * SIZES["heads"] * length**2 < 0.9 * available():
+        found += [("dense", "all")] + ([("dense", "causal")] if length < LENGTHS[-1] else [])
+    if backend == "torch":
         found += [("fused", "all"), ("fused", "causal")]
     return found
 
@@ -72,14 +74,12 @@ def peak_of_first(kernel: str, kind: str, length: int) -> int:
     return peak(step(kernel, kind, length))
 
 
-def peaks(backend: str, steps: dict[tuple[str, str], Callable[[], object]], length: int) -> dict:
-    """Bytes by way, None where they are not measured."""
-    if backend != "tensorflow":
-        return {way: peak(run) for way, run in steps.items()}
-    if length != WHOLE:
-        return dict.fromkeys(steps)
-    found = {}
-    for way in steps:
+def peaks_apart(ways: list[tuple[str, str]], length: int) -> dict[tuple[str, str], int | None]:
+    """Bytes of a first pass by way, each in a process of its own; None for lengths of which they are not measured."""
+    if length < APART:
+        return dict.fromkeys(ways)
+    found: dict[tuple[str, str], int | None] = {}
+    for way in ways:
         code = f"from benchmarks import long; print('PEAK', long.peak_of_first{(*way, length)})"
         output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         found[way] = int(output.stdout.split("PEAK ")[1])
@@ -92,10 +92,12 @@ def measure(backend: str, rounds: int) -> dict:
     found: dict = {"matrix_gflops": round(rate / 1e9, 1), "rows": []}
     lengths = [length for length in LENGTHS if length <= (QUICK if rounds == 1 else LENGTHS[-1])]
     for length in lengths:
-        steps = {way: step(*way, length) for way in ways(backend, length)}
-        first = {way: run() for way, run in steps.items()}  # threads, libraries, compilation
-        del first
-        bytes_ = peaks(backend, steps, length)
+        found_ways = ways(backend, length)
+        bytes_ = peaks_apart(found_ways, length) if backend == "tensorflow" else {}
+        steps = {way: step(*way, length) for way in found_ways}
+        for run in steps.values():
+            run()  # threads, libraries, compilation
+        bytes_ = bytes_ or {way: peak(run) for way, run in steps.items()}
         times = alternate(steps, max(1, min(rounds, ROUNDS[length])), warmup=0)
         for (kernel, kind), seconds in times.items():
             work = 6 * 2 * seen(kind, length) * SIZES["heads"] * SIZES["head_dim"]
@@ -143,17 +145,11 @@ def table(results: dict[str, dict]) -> str:
             cells += [f"n^{exponent(seconds, 2048):.2f}", f"{seconds[last] / floors[last]:.2f}"]
             cells.append("–" if memory is None else f"{memory / 2**20:,.0f} MiB")
             lines.append("| " + " | ".join(cells) + " |")
-    at = min(WHOLE, ends[-1])
-    lines += [
-        "",
-        f"At {at:,}:",
-        "",
-        "| backend | memory of blocks / whole | time | causal / all | whole / window |",
-        "|---" * 5 + "|",
-    ]
-    for backend, found in results.items():
+    head = ["backend", "length", "memory of blocks / whole", "time", "causal / all", "whole / window"]
+    lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for (backend, found), length in itertools.product(results.items(), ends[-2:]):
         whole, blocks, causal, window = (
-            {what: _of(found, kernel, kind, what).get(at, 0) for what in ("seconds", "peak")}
+            {what: _of(found, kernel, kind, what).get(length) for what in ("seconds", "peak")}
             for kernel, kind in (
                 ("dense", "all"),
                 ("blockwise", "all"),
@@ -161,13 +157,11 @@ def table(results: dict[str, dict]) -> str:
                 ("blockwise", "window"),
             )
         )
-        ratios = [
-            f"1/{whole['peak'] / blocks['peak']:.0f}" if blocks["peak"] else "–",
-            f"{blocks['seconds'] / whole['seconds']:.2f}",
-            f"{causal['seconds'] / blocks['seconds']:.2f}",
-            f"{whole['seconds'] / window['seconds']:.1f}",
-        ]
-        lines.append(f"| {backend} | " + " | ".join(ratios) + " |")
+        cells = [f"1/{whole['peak'] / blocks['peak']:.0f}" if whole["peak"] and blocks["peak"] else "–"]
+        for of, to, digits in ((blocks, whole, 2), (causal, blocks, 2), (whole, window, 1)):
+            there = of["seconds"] and to["seconds"]
+            cells.append(f"{of['seconds'] / to['seconds']:.{digits}f}" if there else "–")
+        lines.append("| " + " | ".join([backend, f"{length:,}", *cells]) + " |")
     return "\n".join(lines)
 
 

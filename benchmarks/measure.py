@@ -115,6 +115,12 @@ def resident() -> int:
     return _status("VmRSS")
 
 
+def available() -> int:
+    """Bytes that this machine could still give (Linux)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
 def peak(step: Callable[[], object], above: int | None = None) -> int:
     """Bytes that the process holds at most while a step runs, above so many; default: what it holds already (Linux)."""
     gc.collect()
