@@ -2,7 +2,7 @@
 
     python -m benchmarks                     everything: more than an hour on 2 cores
     python -m benchmarks training long       these suites
-    python -m benchmarks --quick             a look at speed, memory and compilation: some minutes, nothing is kept
+    python -m benchmarks --quick             speed, memory and compilation at a glance: below five minutes, nothing is kept
 
 Every backend that is installed runs in processes of its own. Peers alternate with keras_tfm in one process, and results are
 compared before they are timed where the weights are the same. Nothing else should run beside it.
@@ -22,7 +22,7 @@ from benchmarks.measure import BACKENDS, installed, machine
 
 # Suite to its rounds in a quick run; 0: not part of one.
 SUITES = {
-    "training": 3,
+    "training": 2,
     "compile_time": 1,
     "memory": 1,
     "long": 1,
@@ -36,6 +36,7 @@ SUITES = {
     "finetune": 0,
     "packing": 0,
     "char_gpt": 0,
+    "gpu": 0,
 }
 QUICK = [name for name, rounds in SUITES.items() if rounds]
 

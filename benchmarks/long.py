@@ -2,7 +2,7 @@
 
     python -m benchmarks.long                 every installed backend, each in its own process; some 10 minutes
     python -m benchmarks.long --backend jax   this backend alone
-    python -m benchmarks.long --quick         to length 4096
+    python -m benchmarks.long --quick         lengths 2048 and 4096
 
 4 heads of 64, float32, batch 1. Passes of one length alternate in one process; memory is the peak of the process above what
 it held before, on TensorFlow, which gives nothing back, that of a first pass in a process of its own, from length 8192 on;
@@ -25,7 +25,7 @@ from benchmarks.measure import alternate, available, exponent, gradient_step, ma
 
 SIZES = dict(heads=4, head_dim=64, window=512)
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
-QUICK = 4096
+QUICK = (2048, 4096)
 APART = 8192  # from here on TensorFlow's memory is measured
 COPIES = {"tensorflow": 4, "jax": 7, "torch": 4}  # arrays as large as the scores that a pass over whole ones holds
 ROUNDS = {1024: 15, 2048: 9, 4096: 5, 8192: 3, 16384: 3}
@@ -87,11 +87,10 @@ def peaks_apart(ways: list[tuple[str, str]], length: int) -> dict[tuple[str, str
 
 
 def measure(backend: str, rounds: int) -> dict:
-    """Seconds, bytes and floors by length and way. Rounds are at most what `ROUNDS` says; with one, to `QUICK` alone."""
+    """Seconds, bytes and floors by length and way. Rounds are at most what `ROUNDS` says; with one, of `QUICK` alone."""
     rate = matrix_rate()
     found: dict = {"matrix_gflops": round(rate / 1e9, 1), "rows": []}
-    lengths = [length for length in LENGTHS if length <= (QUICK if rounds == 1 else LENGTHS[-1])]
-    for length in lengths:
+    for length in QUICK if rounds == 1 else LENGTHS:
         found_ways = ways(backend, length)
         bytes_ = peaks_apart(found_ways, length) if backend == "tensorflow" else {}
         steps = {way: step(*way, length) for way in found_ways}

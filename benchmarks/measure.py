@@ -95,12 +95,15 @@ def gradient_step(
         return lambda: traced()[0].numpy()
     import torch
 
-    leaves, constants = [torch.from_numpy(x).requires_grad_() for x in by], [torch.from_numpy(x) for x in others]
+    leaves = [keras.ops.convert_to_tensor(x).requires_grad_() for x in by]
+    constants = [keras.ops.convert_to_tensor(x) for x in others]
 
     def run():
         for leaf in leaves:
             leaf.grad = None
         function(*leaves, *constants).backward()
+        if leaves[0].is_cuda:
+            torch.cuda.synchronize()
 
     return run
 

@@ -209,18 +209,22 @@ def keras_step(model: Any, kind: str, types: str = "token_type_ids", sizes: Size
     return lambda: model.train_on_batch(x, labels)
 
 
-def torch_step(model: Any, kind: str, forward: Callable, fused: bool = False, sizes: Sizes = SIZES) -> Step:
-    """A step of a torch model as its users write it; `forward`: (model, ids, mask) to logits."""
+def torch_step(
+    model: Any, kind: str, forward: Callable, fused: bool = False, sizes: Sizes = SIZES, bfloat16: bool = False
+) -> Step:
+    """A step of a torch model as its users write it, perhaps under autocast; `forward`: (model, ids, mask) to logits."""
     import torch
 
-    ids, mask, labels = (torch.from_numpy(array) for array in data(kind, sizes))
+    device = next(model.parameters()).device
+    ids, mask, labels = (torch.from_numpy(array).to(device) for array in data(kind, sizes))
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=fused or None)
 
     def step():
         optimizer.zero_grad()
-        logits = forward(model, ids.long(), mask)
-        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long())
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            logits = forward(model, ids.long(), mask)
+            loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long())
         loss.backward()
         optimizer.step()
         return float(loss.detach())

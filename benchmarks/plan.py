@@ -32,7 +32,7 @@ def measure() -> dict:
 
 
 def table(results: dict) -> str:
-    """The results as Markdown: meshes, then what is kept, then whole steps."""
+    """The results as Markdown: meshes, then what is kept, uncompiled and compiled, then whole steps."""
     lines = [
         "| model | mesh | weights and slots, a device | collectives, tensors | predicted | bytes | predicted | × |",
         "|---|---|---|---|---|---|---|---|",
@@ -49,6 +49,10 @@ def table(results: dict) -> str:
     for row in results["kept"]:
         predicted, found = row["activations"]
         lines.append(f"| {row['model']} | {found:,} B | {predicted:,} B | {predicted / found:.3f} |")
+    lines += ["", "| a block more of a compiled decoder | adds | predicted | × |", "|---|---|---|---|"]
+    for row in results["blocks"]:
+        predicted, found = row["adds"]
+        lines.append(f"| `{row['block']}` | {found:,} B | {predicted:,} B | {predicted / found:.3f} |")
     lines += ["", "| model, compiled on one device | beside weights and slots | planned | × |", "|---|---|---|---|"]
     for row in results["compiled"]:
         predicted, found = row["step"]

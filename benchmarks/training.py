@@ -27,9 +27,10 @@ def measure(backend: str, rounds: int) -> dict:
     rate = matrix_rate()
     for kind in peers.KINDS:
         steps = peers.steps(kind, backend)
-        if rounds <= 3:
+        quick = rounds <= 3
+        if quick:
             steps = {name: step for name, step in steps.items() if name not in COMPILED}
-        times = alternate({**steps, PRODUCTS: peers.products(kind)}, rounds)
+        times = alternate({**steps, PRODUCTS: peers.products(kind)}, rounds, warmup=1 if quick else 3)
         rows[kind] = {
             "ms": {name: round(1e3 * statistics.median(times[name]), 1) for name in steps},
             "products_ms": round(1e3 * statistics.median(times[PRODUCTS]), 1),

@@ -63,3 +63,24 @@ def test_unknown_suites_are_refused(arguments, said):
     )
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_without_a_gpu_nothing_is_estimated():
+    from benchmarks import gpu
+
+    assert "jax | not run: it sees no GPU" in gpu.table({"jax": {"gpu": None}})
+    row = {"seconds": {"keras_tfm": 0.1, "Hugging Face": 0.3}, "ratios": {"Hugging Face": 3.0}, "tokens": 100}
+    rates = {"flops": 1e12, "bandwidth": 1e11}
+    found = {
+        "gpu": "one",
+        "rates": rates,
+        "training": {"gpt": {**row, "flops": 5e10}},
+        "generation": {"1": {**row, "read": 2e9}},
+        "long": {"length": 65_536, "seconds": 2.0},
+    }
+    lines = gpu.table({"torch": found}).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["torch", "GPT, training", "keras_tfm", "100.0 ms", "1,000", "50%", "–"]
+    assert cells[1][5:] == ["17%", "3.00"]
+    assert cells[2][5] == "20%"
+    assert cells[4][1:5] == ["65,536 tokens, training", "keras_tfm", "2.0 s", "32,768"]

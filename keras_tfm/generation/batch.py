@@ -74,6 +74,7 @@ class Task:
         forced_end: Id that the last token there is room for must be.
         cache_dtype: Of keys and values; None for the model's compute dtype.
         stream: Of the random numbers of the first row; each further row takes the next.
+        log_probs: Keep the chosen tokens' log-probabilities.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -86,6 +87,7 @@ class Task:
     forced_end: int | None = None
     cache_dtype: str | None = None
     stream: int = 0
+    log_probs: bool = True
 
     def row(self, row: int) -> Task:
         """One of its rows, as a task of its own."""
@@ -158,8 +160,9 @@ class Batch:
             "filled": np.int32(self.start),
             "step": np.int32(0),
             "done": task.max_new_tokens < 1,
-            "log_probs": np.zeros((self.rows, self.capacity), np.float32),
         }
+        if task.log_probs:
+            state["log_probs"] = np.zeros((self.rows, self.capacity), np.float32)
         if "repetition_penalty" in arrays:
             state["seen"] = np.stack([np.bincount(p, minlength=vocabulary) for p in task.prompts]).astype(np.float32)
         if {"presence_penalty", "frequency_penalty"} & set(arrays):

@@ -8,7 +8,7 @@ The state of a batch is a dict of tensors:
     filled      () int32, slots in use, the same for all rows
     step        () int32, tokens chosen so far
     done        (batch,) bool, rows that have ended
-    log_probs   (batch, capacity) float32, of chosen tokens under the model, beside `sequence`
+    log_probs   (batch, capacity) float32, of chosen tokens under the model, beside `sequence`; where they are asked for
     sampler     random state of a sampler, where there is one
     seen        (batch, vocabulary_size) float32, occurrences in prompt and text, where a setting asks
     counts      (batch, vocabulary_size) float32, occurrences in the text, where a setting asks
@@ -292,16 +292,12 @@ def advance(logits: Any, state: State, arrays: dict[str, Any], static: tuple) ->
 def taken(token: Any, logits: Any, state: State, arrays: dict[str, Any]) -> State:
     """The state with the tokens chosen, (batch,) int32, written down."""
     step = state["step"]
-    chosen = ops.take_along_axis(ops.log_softmax(logits, axis=-1), token[:, None], axis=1)  # (batch, 1)
-    token = ops.where(state["done"], arrays["pad"], token)
-    after = {
-        **state,
-        "token": token,
-        "sequence": write_columns(state["sequence"], token[:, None], state["filled"]),
-        "log_probs": write_columns(state["log_probs"], chosen, state["filled"]),
-        "filled": state["filled"] + 1,
-        "step": step + 1,
-    }
+    after = {**state, "filled": state["filled"] + 1, "step": step + 1}
+    if "log_probs" in state:
+        chosen = ops.take_along_axis(ops.log_softmax(logits, axis=-1), token[:, None], axis=1)  # (batch, 1)
+        after["log_probs"] = write_columns(state["log_probs"], chosen, state["filled"])
+    after["token"] = token = ops.where(state["done"], arrays["pad"], token)
+    after["sequence"] = write_columns(state["sequence"], token[:, None], state["filled"])
     ended = ops.logical_or(ops.take(arrays["ends"], token, axis=0), step + 1 >= arrays["max_new_tokens"])
     after["done"] = ops.logical_or(state["done"], ended)
     for name in ("seen", "counts"):

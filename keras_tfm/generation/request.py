@@ -195,8 +195,8 @@ class Request:
             raise ValueError(f"draft_model reads at most max_sequence_length={limit} tokens; {most} may be needed.")
         return Draft(decoder_of(draft, self.inductor))
 
-    def task(self) -> Task:
-        """What is to be written."""
+    def task(self, log_probs: bool = True) -> Task:
+        """What is to be written, and whether with log-probabilities."""
         return Task(
             self.prompts,
             self.choosing,
@@ -207,11 +207,12 @@ class Request:
             self.prefix,
             self.forced_end,
             self.cache_dtype,
+            log_probs=log_probs,
         )
 
-    def batch(self) -> Batch | Rows:
-        """The work, as whoever chooses the tokens does it."""
-        task = self.task()
+    def batch(self, log_probs: bool = True) -> Batch | Rows:
+        """The work, as whoever chooses the tokens does it; without log-probabilities it is a little less."""
+        task = self.task(log_probs)
         decoder = decoder_of(self.model, self.inductor)
         if self.contrast is not None:
             candidates, penalty = self.contrast

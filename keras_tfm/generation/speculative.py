@@ -188,7 +188,6 @@ class Round:
         chunk = ops.concatenate([state["token"][:, None], ops.maximum(proposed, 0)], axis=1)  # (1, count + 1)
         hidden, cache = decoder.hidden(chunk, None, state["cache"], context_mask)
         logits = decoder.logits(hidden)[0]  # (count + 1, vocabulary)
-        raw = ops.log_softmax(logits, axis=-1)
         padded = ops.pad(proposed, [(0, 0), (0, 1)], constant_values=-1)
         wanted = [settled(logits[i : i + 1], state, arrays, static, padded, i) for i in range(count + 1)]
         law = choosing.distribution(ops.concatenate(wanted, axis=0), arrays, static)
@@ -207,18 +206,20 @@ class Round:
         final = ops.cast(choosing.inverse(above, ops.reshape(ops.take(draws, accepted), (1, 1))), "int32")  # (1,)
 
         tokens = ops.where(places[None] < accepted, padded, ops.where(places[None] == accepted, final[:, None], -1))
-        chosen = ops.take_along_axis(raw, ops.maximum(tokens[0], 0)[:, None], axis=1)[None, :, 0]
         more, dropped = accepted + 1, count - accepted
         after = {
             **self.source.settle(state, dropped),
             "cache": without(cache, dropped),
             "token": final,
             "sequence": write_columns(state["sequence"], tokens, state["filled"]),
-            "log_probs": write_columns(state["log_probs"], chosen, state["filled"]),
             "filled": state["filled"] + more,
             "step": step + more,
             "rounds": state["rounds"] + 1,
         }
+        if "log_probs" in state:
+            raw = ops.log_softmax(logits, axis=-1)
+            chosen = ops.take_along_axis(raw, ops.maximum(tokens[0], 0)[:, None], axis=1)[None, :, 0]
+            after["log_probs"] = write_columns(state["log_probs"], chosen, state["filled"])
         ended = ops.logical_and(ops.take(arrays["ends"], ops.maximum(tokens, 0)), tokens >= 0)
         ended = ops.logical_or(ops.any(ended, axis=1), step + more >= arrays["max_new_tokens"])
         after["done"] = ops.logical_or(state["done"], ended)

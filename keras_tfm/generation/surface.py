@@ -40,7 +40,7 @@ def generate(model: Any, prompts: Any, *, return_details: bool = False, **option
     if lonely:
         raise ValueError(f"{', '.join(lonely)} belong to beam search: give num_beams too.")
     request = Request(model, prompts, **options)
-    batch = request.batch()
+    batch = request.batch(log_probs=return_details)
     streams = request.streams() if request.stops else []
     fed = 0
     more = batch.limit > 0
@@ -53,7 +53,8 @@ def generate(model: Any, prompts: Any, *, return_details: bool = False, **option
             fed = tokens.shape[1]
             batch.end(np.array([stream.stopped for stream in streams]))
             more = more and not batch.finished()
-    tokens, log_probs, rounds = batch.tokens(), batch.log_probs(), batch.rounds()
+    tokens, rounds = batch.tokens(), batch.rounds()
+    log_probs = batch.log_probs() if return_details else np.zeros((len(tokens), 0), np.float32)
     results = []
     for row in range(len(request.prompts)):
         ids = trimmed(tokens[row], request.ends, int(request.max_new_tokens[row]))
@@ -93,7 +94,7 @@ def stream(model: Any, prompt: Any, **options: Any) -> Iterator[str]:
 
 
 def _pieces(request: Request) -> Iterator[str]:
-    batch, (text,) = request.batch(), request.streams()
+    batch, (text,) = request.batch(log_probs=False), request.streams()
     limit, fed, steps, more = int(request.max_new_tokens[0]), 0, 1, request.max_new_tokens[0] > 0
     while more:
         began = time.perf_counter()

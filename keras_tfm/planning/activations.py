@@ -1,7 +1,9 @@
 """What the forward pass keeps for the gradients, tensor by tensor.
 
-The counts are those of differentiation by JAX, which keeps what each operation's derivative reads: equal values once. They
-are held against it by `tests/planning`. What a compiler then fuses it need not keep, so a compiled step takes no more.
+There are two counts. Differentiation by JAX keeps what each operation's derivative reads, equal values once. XLA, compiling
+the whole step, keeps what products of matrices read and gave and what is slow to compute, and computes the rest again: no
+mask, no probabilities beside their exponentials, of an activation its input and perhaps an exponential. Both are held
+against measurement by `tests/planning`, the second block by block: what each more block adds to a compiled step.
 """
 
 from __future__ import annotations
@@ -20,23 +22,24 @@ from keras_tfm.planning.described import Described
 from keras_tfm.planning.job import Job
 from keras_tfm.planning.tensors import Tensor
 
-# Arrays that an activation's derivative reads, each as wide as its input: x, and what was computed on the way.
+# Arrays that an activation's derivative reads beside its output, each as wide as its input: what differentiation keeps (x,
+# and what was computed on the way), and what XLA does.
 ACTIVATION = {
-    "relu": 0,  # a mask
-    "squared_relu": 1,  # and a mask
-    "relu2": 1,
-    "gelu": 3,
-    "gelu_tanh": 5,
-    "gelu_new": 5,
-    "quick_gelu": 3,
-    "silu": 3,
-    "swish": 3,
-    "tanh": 1,
-    "sigmoid": 1,
-    "linear": 0,
+    "relu": (0, 1),
+    "squared_relu": (1, 1),
+    "relu2": (1, 1),
+    "gelu": (3, 3),
+    "gelu_tanh": (5, 2),
+    "gelu_new": (5, 2),
+    "quick_gelu": (3, 2),
+    "silu": (3, 2),
+    "swish": (3, 2),
+    "tanh": (1, 0),
+    "sigmoid": (1, 0),
+    "linear": (0, 0),
 }
-MASKED = ("relu", "squared_relu", "relu2")
-UNKNOWN_ACTIVATION = 3
+MASKED = ("relu", "squared_relu", "relu2")  # differentiation keeps a mask as well
+UNKNOWN_ACTIVATION = (3, 2)
 NORM = 3  # the input less its mean, that times its inverse deviation, and the latter's derivative's factor
 
 
@@ -111,10 +114,10 @@ def stacks(described: Described) -> list[tuple[list[Any], bool]]:
     return found
 
 
-def norm(step: Step, name: str, length: int | None = None) -> list[Tensor]:
+def norm(step: Step, name: str, length: int | None = None, count: int = NORM) -> list[Tensor]:
     """Of a layer or root-mean-square norm, whose statistics are float32 under any policy."""
     return [
-        step.stream(f"{name}: centred, scaled", "float32", NORM, length),
+        step.stream(f"{name}: centred, scaled", "float32", count, length),
         step.tensor(f"{name}: statistics", (), "float32", 3, length),
     ]
 
@@ -135,7 +138,8 @@ def attention(step: Step, layer: Any, name: str, queries: int | None = None, key
         found.append(step.tensor(f"{name}: log-sums of scores", (("heads", heads),), "float32", length=queries))
     else:
         found.append(step.tensor(f"{name}: exponentials of scores", scores, "float32", length=queries))
-        found.append(step.tensor(f"{name}: probabilities", scores, length=queries))
+        if not step.job.jit_compile:  # which divides again by the sums
+            found.append(step.tensor(f"{name}: probabilities", scores, length=queries))
         found.append(step.tensor(f"{name}: sums of scores", (("heads", heads),), "float32", 2, queries))
         if layer.dropout:
             found.append(step.tensor(f"{name}: dropout mask", scores, "bool", length=queries))
@@ -156,7 +160,7 @@ def feed_forward(step: Step, layer: Any, length: int | None = None) -> list[Tens
     if isinstance(layer, MixtureOfExperts):
         return experts(step, layer)
     name, inner = "feed-forward", (("mlp", layer.intermediate_dim),)
-    kept, mask = _kept(layer.activation)
+    kept, mask = _kept(step, layer.activation)
     found = [
         step.stream(f"{name}: input", length=length),
         step.tensor(f"{name}: of the second product's input", inner, length=length),
@@ -166,7 +170,8 @@ def feed_forward(step: Step, layer: Any, length: int | None = None) -> list[Tens
     if mask:
         found.append(step.tensor(f"{name}: activation's mask", inner, "bool", length=length))
     if layer.gated:
-        found.append(step.tensor(f"{name}: gate and what it multiplies", inner, count=2, length=length))
+        again = step.job.jit_compile and _name(layer.activation) in MASKED  # the gate, from what gave it
+        found.append(step.tensor(f"{name}: gate and what it multiplies", inner, count=2 - again, length=length))
     if layer.dropout:
         found.append(step.tensor(f"{name}: dropout mask", inner, "bool", length=length))
     return found
@@ -175,7 +180,7 @@ def feed_forward(step: Step, layer: Any, length: int | None = None) -> list[Tens
 def experts(step: Step, layer: Any) -> list[Tensor]:
     """Of experts: each device sorts the tokens of its rows."""
     chosen, inner = step.length * layer.top_k, (("mlp", layer.intermediate_dim),)
-    kept, mask = _kept(layer.activation)
+    kept, mask = _kept(step, layer.activation)
     found = [
         step.stream("experts: input"),
         step.stream("experts: inputs and outputs by expert", count=2, length=chosen),
@@ -187,9 +192,14 @@ def experts(step: Step, layer: Any) -> list[Tensor]:
     return found + (feed_forward(step, layer.shared) if layer.shared is not None else [])
 
 
-def _kept(activation: Any) -> tuple[int, bool]:
-    name = activation if isinstance(activation, str) else getattr(activation, "__name__", "")
-    return ACTIVATION.get(name, UNKNOWN_ACTIVATION), name in MASKED
+def _name(activation: Any) -> str:
+    return activation if isinstance(activation, str) else getattr(activation, "__name__", "")
+
+
+def _kept(step: Step, activation: Any) -> tuple[int, bool]:
+    """Arrays kept for an activation's derivative, and whether a mask is."""
+    name = _name(activation)
+    return ACTIVATION.get(name, UNKNOWN_ACTIVATION)[step.job.jit_compile], name in MASKED
 
 
 def block(step: Step, layer: Any, cross: bool = False, queries: int | None = None) -> list[Tensor]:
@@ -204,7 +214,11 @@ def block(step: Step, layer: Any, cross: bool = False, queries: int | None = Non
     for residual, length in residuals:
         for place in ("input_norm", "residual_norm", "output_norm"):
             if getattr(residual, place) is not None:
-                found += norm(step, place.replace("_", " "), queries if place == "output_norm" else length)
+                at = queries if place == "output_norm" else length
+                second = place == "residual_norm" and residual.input_norm is not None
+                of = norm(step, place.replace("_", " "), at, 1 if second and step.job.jit_compile else NORM)
+                again = layer.parallel and residual is layer.feed_forward_residual  # reads what attention's norm reads
+                found += [replace(of[0], count=1 + step.job.jit_compile)] if again else of
         if residual.dropout:
             found.append(step.stream("dropout mask", "bool", length=queries or step.length))
     return found
@@ -230,7 +244,12 @@ def saved(described: Described, job: Job) -> list[Tensor]:
     if backbone.patch_embedding is not None:
         height, width, channels = described.config.patch_shape or (0, 0, 0)
         found.append(step.tensor("patches", (("pixels", height * width * channels),)))
-    return found + _head(step) + casts(step)
+    return _without_masks(job, found + _head(step) + casts(step))
+
+
+def _without_masks(job: Job, tensors: list[Tensor]) -> list[Tensor]:
+    """Masks are drawn, or compared, again by a compiled step."""
+    return [tensor for tensor in tensors if not (job.jit_compile and tensor.dtype == "bool")]
 
 
 def recomputed(described: Described, job: Job) -> list[Tensor]:
@@ -238,7 +257,7 @@ def recomputed(described: Described, job: Job) -> list[Tensor]:
     if not job.remat:
         return []
     step = Step(described, job)
-    each = [block(step, layer, cross) for blocks, cross in stacks(described) for layer in blocks]
+    each = [_without_masks(job, block(step, layer, cross)) for blocks, cross in stacks(described) for layer in blocks]
     return max(each, key=lambda tensors: sum(tensor.bytes() for tensor in tensors))
 
 
@@ -270,7 +289,7 @@ def _head(step: Step) -> list[Tensor]:
     width = config.embedding_dim or step.width
     if getattr(model, "head", None) is not None:  # of masked tokens: a layer, a norm
         hidden = (("embed", width),)
-        kept, mask = _kept(model.head.activation)
+        kept, mask = _kept(step, model.head.activation)
         found += [
             step.stream("head: input"),
             step.tensor("head: activation", hidden, count=kept),
@@ -296,7 +315,8 @@ def passing(described: Described, job: Job, devices: int = 1) -> list[Tensor]:
     vocabulary = ("vocab", config.vocabulary_size or 0)
     if job.loss == "dense":
         logits = step.tensor("logits", (vocabulary,))
-        return [logits, replace(logits, name="gradient of the logits", dtype="float32")]
+        gradient = replace(logits, name="gradient of the logits", dtype="float32")
+        return [gradient] if job.jit_compile else [logits, gradient]  # XLA has the exponentials in the logits' place
     width = config.embedding_dim or step.width
     return [
         Tensor("a chunk's logits and their gradient", (("tokens", step.chunk(devices)), vocabulary), "float32", 2),

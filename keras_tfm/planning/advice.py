@@ -123,9 +123,11 @@ def assumptions(plan: Plan) -> list[str]:
         f"Collectives: rings, {job.latency * 1e6:g} µs each, one after another; {hidden}. Beyond a group "
         "in two stages: within it, then each device with its like in the other groups. Gradients are summed "
         "in the weights' dtype, in pieces of 30 MiB.",
-        "Activations: what JAX's differentiation keeps, measured to 10 % on small models; a compiler that fuses may keep "
-        "less.",
-        f"Attention: {'its probabilities are kept' if job.kernel == 'dense' else 'a fused kernel keeps no probabilities'}.",
+        "Activations: what "
+        + ("XLA keeps in a compiled step" if job.jit_compile else "JAX's differentiation keeps, uncompiled")
+        + ", measured to 10 % on small models and a CPU.",
+        "Attention: "
+        + ("dense; scores as a whole are kept." if job.kernel == "dense" else "a fused kernel keeps no scores."),
         f"Optimizer: {job.optimizer if isinstance(job.optimizer, str) else type(job.optimizer).__name__}; its slots lie "
         "where their weights do.",
         "Rows are full: no padding, no packing.",

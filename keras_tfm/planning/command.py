@@ -24,6 +24,12 @@ def add_command(commands: Any) -> None:
     command.add_argument("--sequence-length", type=int, metavar="N", help="tokens a row (the config's, at most 2048)")
     command.add_argument("--policy", metavar="NAME", help="Keras's dtype policy (mixed_bfloat16)")
     command.add_argument("--optimizer", default="adamw", metavar="NAME", help="that Keras knows (adamw)")
+    command.add_argument(
+        "--no-jit-compile",
+        dest="jit_compile",
+        action="store_false",
+        help="XLA does not compile the step: more is kept for the gradients",
+    )
     command.add_argument("--remat", action="store_true", help="blocks are computed again for the gradients")
     command.add_argument("--loss", default="dense", metavar="KIND", help="dense, or chunked (linear_crossentropy)")
     command.add_argument(

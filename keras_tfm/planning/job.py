@@ -19,6 +19,8 @@ class Job:
         sequence_length: Tokens a row (of an encoder-decoder: of either side).
         policy: Keras's dtype policy.
         optimizer: A name that `keras.optimizers.get` knows, or an optimizer.
+        jit_compile: XLA compiles the whole step, as on JAX, and on TensorFlow with Keras's `jit_compile`. False:
+            activations are those that differentiation keeps.
         remat: Blocks keep their inputs alone (`recompute_blocks`).
         loss: "dense" holds all logits; "chunked" is `loss="linear_crossentropy"`.
         kernel: "dense" attention keeps its probabilities; "fused" stands for kernels that do not, "blockwise" too.
@@ -34,6 +36,7 @@ class Job:
     sequence_length: int
     policy: str = "mixed_bfloat16"
     optimizer: Any = "adamw"
+    jit_compile: bool = True
     remat: bool = False
     loss: str = "dense"
     kernel: str = "dense"

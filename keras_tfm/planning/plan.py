@@ -177,6 +177,7 @@ def plan(
     sequence_length: int | None = None,
     policy: str | None = None,
     optimizer: Any = "adamw",
+    jit_compile: bool = True,
     remat: bool = False,
     loss: str = "dense",
     kernel: str = "dense",
@@ -207,6 +208,8 @@ def plan(
         sequence_length: Tokens a row. Default: the config's max_sequence_length, at most 2048.
         policy: Keras's dtype policy. Default: "mixed_bfloat16", or a model's own.
         optimizer: A name that Keras knows, or an optimizer that is not built.
+        jit_compile: XLA compiles the whole step, as on JAX, and keeps less for the gradients. False: all that
+            differentiation keeps.
         remat: As `recompute_blocks`.
         loss: "dense", or "chunked" for `loss="linear_crossentropy"`.
         kernel: "dense" attention, or "fused" for a kernel that keeps no probabilities, as "blockwise" does not either.
@@ -241,6 +244,7 @@ def plan(
     given: dict[str, Any] = {
         "batch_size": 8 * devices if batch_size is None else batch_size,
         "optimizer": optimizer,
+        "jit_compile": jit_compile,
         "remat": remat,
         "loss": loss,
         "kernel": kernel,

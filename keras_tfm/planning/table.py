@@ -20,6 +20,7 @@ def text(plan: Plan) -> str:
         f"{job.batch_size} rows of {job.sequence_length} tokens a step",
         job.policy,
         str(job.optimizer) if isinstance(job.optimizer, str) else type(job.optimizer).__name__,
+        *(["not compiled"] if not job.jit_compile else []),
         *(["remat"] if job.remat else []),
         *([f"{job.loss} loss"] if job.loss != "dense" else []),
         *([f"{job.kernel} attention"] if job.kernel != "dense" else []),

@@ -9,6 +9,7 @@ from helpers import BACKEND, fill_weights, numpy
 from keras import ops
 
 import keras_tfm as tfm
+from keras_tfm.generation.batch import Batch
 from keras_tfm.generation.decoder import decoder_of, while_going
 from keras_tfm.generation.program import to_tensors
 from keras_tfm.generation.request import Request
@@ -70,6 +71,21 @@ def test_every_form_of_prompt():
     assert [row.tolist() for row in model.generate(np.array([PROMPTS[0]]), 5)] == [expected]
     assert model.generate(np.array(PROMPTS[0]), 5).tolist() == expected
     assert [row.tolist() for row in model.generate(ops.convert_to_tensor([PROMPTS[0]]), 5)] == [expected]
+
+
+@pytest.mark.parametrize("options", [{}, {"draft_model": "prompt_lookup", "num_speculative_tokens": 2}])
+def test_log_probabilities_are_kept_only_for_details(monkeypatch, options):
+    model, states, advance = model_of("learned"), [], Batch.advance
+    monkeypatch.setattr(Batch, "advance", lambda self, steps: states.append(set(self.state)) or advance(self, steps))
+    plain = model.generate(PROMPTS, 7, **options)
+    assert states
+    assert not any("log_probs" in state for state in states)
+    states.clear()
+    details = model.generate(PROMPTS, 7, return_details=True, **options)
+    assert all("log_probs" in state for state in states)
+    for ids, result in zip(plain, details, strict=True):
+        np.testing.assert_array_equal(ids, result.token_ids)
+        assert result.log_probs.shape == ids.shape
 
 
 def test_lengths_and_ends_of_their_own():

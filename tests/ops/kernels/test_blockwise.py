@@ -35,6 +35,7 @@ def qkv(kv_heads: int = 2, length: int = LENGTH) -> tuple[np.ndarray, ...]:
 
 def sized(monkeypatch, queries: int, keys: int) -> None:
     monkeypatch.setattr(blockwise, "QUERIES", queries)
+    monkeypatch.setattr(blockwise, "TALLER", 1)
     monkeypatch.setattr(blockwise, "KEYS", keys)
 
 
