@@ -34,8 +34,9 @@ def measure() -> dict:
 def table(results: dict) -> str:
     """The results as Markdown: meshes, then what is kept, uncompiled and compiled, then whole steps."""
     lines = [
-        "| model | mesh | weights and slots, a device | collectives, tensors | predicted | bytes | predicted | × |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | mesh | weights and slots, a device | collectives, tensors | predicted | bytes | predicted | × | "
+        "a step, a device | × |",
+        "|---" * 10 + "|",
     ]
     for row in results["meshes"]:
         held = [row["weights"][place] + row["optimizer"][place] for place in (0, 1)]
@@ -43,7 +44,7 @@ def table(results: dict) -> str:
         (tensors, found_tensors), (moved, found) = row["tensors"], row["moved"]
         lines.append(
             f"| {row['model']} | {row['mesh']} | {held[1]:,} B, {equal} | {found_tensors} | {tensors} | {found:,} | "
-            f"{moved:,} | {moved / found:.3f} |"
+            f"{moved:,} | {moved / found:.3f} | {row['step'][1]:,} B | {row['step'][0] / row['step'][1]:.2f} |"
         )
     lines += ["", "| model | kept for the gradients | predicted | × |", "|---|---|---|---|"]
     for row in results["kept"]:

@@ -2,8 +2,8 @@
 
 There are two counts. Differentiation by JAX keeps what each operation's derivative reads, equal values once. XLA, compiling
 the whole step, keeps what products of matrices read and gave and what is slow to compute, and computes the rest again: no
-mask, no probabilities beside their exponentials, of an activation its input and perhaps an exponential. Both are held
-against measurement by `tests/planning`, the second block by block: what each more block adds to a compiled step.
+mask, of a norm one array, of an activation its input and perhaps an exponential. Both are held against measurement by
+`tests/planning`, the second block by block: what each more block adds to a compiled step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ ACTIVATION = {
 }
 MASKED = ("relu", "squared_relu", "relu2")  # differentiation keeps a mask as well
 UNKNOWN_ACTIVATION = (3, 2)
-NORM = 3  # the input less its mean, that times its inverse deviation, and the latter's derivative's factor
+# The input less its mean, that times its inverse deviation, and the latter's derivative's factor; compiled, one of them.
+NORM = (3, 1)
 
 
 class Step:
@@ -114,10 +115,10 @@ def stacks(described: Described) -> list[tuple[list[Any], bool]]:
     return found
 
 
-def norm(step: Step, name: str, length: int | None = None, count: int = NORM) -> list[Tensor]:
+def norm(step: Step, name: str, length: int | None = None) -> list[Tensor]:
     """Of a layer or root-mean-square norm, whose statistics are float32 under any policy."""
     return [
-        step.stream(f"{name}: centred, scaled", "float32", count, length),
+        step.stream(f"{name}: centred, scaled", "float32", NORM[step.job.jit_compile], length),
         step.tensor(f"{name}: statistics", (), "float32", 3, length),
     ]
 
@@ -138,16 +139,16 @@ def attention(step: Step, layer: Any, name: str, queries: int | None = None, key
         found.append(step.tensor(f"{name}: log-sums of scores", (("heads", heads),), "float32", length=queries))
     else:
         found.append(step.tensor(f"{name}: exponentials of scores", scores, "float32", length=queries))
-        if not step.job.jit_compile:  # which divides again by the sums
-            found.append(step.tensor(f"{name}: probabilities", scores, length=queries))
+        found.append(step.tensor(f"{name}: probabilities", scores, length=queries))
         found.append(step.tensor(f"{name}: sums of scores", (("heads", heads),), "float32", 2, queries))
         if layer.dropout:
             found.append(step.tensor(f"{name}: dropout mask", scores, "bool", length=queries))
         if layer.logit_softcap is not None:
             found.append(step.tensor(f"{name}: capped scores", scores, "float32", length=queries))
     if layer.qk_norm is not None:
-        found.append(step.tensor(f"{name}: norm of queries", (("heads", heads), *head), "float32", NORM, queries))
-        found.append(step.tensor(f"{name}: norm of keys", (("kv_heads", kv_heads), *head), "float32", NORM, keys))
+        of_norm = NORM[step.job.jit_compile]
+        found.append(step.tensor(f"{name}: norm of queries", (("heads", heads), *head), "float32", of_norm, queries))
+        found.append(step.tensor(f"{name}: norm of keys", (("kv_heads", kv_heads), *head), "float32", of_norm, keys))
     if layer.gate is not None:
         wide = head_dim if layer.output_gate == "elementwise" else 1
         found.append(step.tensor(f"{name}: gate", (("heads", heads), ("head_dim", wide)), count=2, length=queries))
@@ -215,10 +216,11 @@ def block(step: Step, layer: Any, cross: bool = False, queries: int | None = Non
         for place in ("input_norm", "residual_norm", "output_norm"):
             if getattr(residual, place) is not None:
                 at = queries if place == "output_norm" else length
-                second = place == "residual_norm" and residual.input_norm is not None
-                of = norm(step, place.replace("_", " "), at, 1 if second and step.job.jit_compile else NORM)
+                of = norm(step, place.replace("_", " "), at)
                 again = layer.parallel and residual is layer.feed_forward_residual  # reads what attention's norm reads
-                found += [replace(of[0], count=1 + step.job.jit_compile)] if again else of
+                if again:
+                    of = [] if step.job.jit_compile else [replace(of[0], count=1)]
+                found += of
         if residual.dropout:
             found.append(step.stream("dropout mask", "bool", length=queries or step.length))
     return found

@@ -128,6 +128,7 @@ BLOCKS = [  # options of the builder
     {"norm": "rms_norm"},
     {"norm": "rms_norm", "norm_placement": "sandwich"},
     {"norm_placement": "residual"},
+    {"norm_placement": "none"},
     {"num_key_value_heads": 2, "head_dim": 16},
     {"parallel": True},
     {"parallel": "shared_norm"},

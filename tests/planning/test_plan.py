@@ -63,6 +63,16 @@ def test_collectives_are_those_of_the_compiled_program():
 
 
 @on_jax
+def test_a_step_on_a_mesh_takes_what_is_planned():
+    for row in measured()["meshes"]:
+        if row["model"] == "experts":  # each computes every token on a CPU
+            continue
+        predicted, found = row["step"]
+        loose = row["model"] in ("decoder, chunked loss", "encoder, masked tokens")
+        assert predicted == pytest.approx(found, rel=0.16 if loose else 0.1), row
+
+
+@on_jax
 def test_what_is_kept_for_the_gradients_is_what_jax_keeps():
     for row in measured()["kept"]:
         predicted, found = row["activations"]
@@ -73,7 +83,7 @@ def test_what_is_kept_for_the_gradients_is_what_jax_keeps():
 def test_a_compiled_step_keeps_of_a_block_what_is_planned():
     for row in measured()["blocks"]:
         predicted, found = row["adds"]
-        assert predicted == pytest.approx(found, rel=0.1 if "shared_norm" in row["block"] else 0.01), row
+        assert predicted == pytest.approx(found, rel=0.01), row
 
 
 @on_jax
