@@ -54,7 +54,7 @@ def generate(model: Any, prompts: Any, *, return_details: bool = False, **option
             batch.end(np.array([stream.stopped for stream in streams]))
             more = more and not batch.finished()
     tokens, rounds = batch.tokens(), batch.rounds()
-    log_probs = batch.log_probs() if return_details else np.zeros((len(tokens), 0), np.float32)
+    log_probs = batch.log_probs() if return_details else np.zeros((len(tokens), 0), np.float32)  # which nobody is given
     results = []
     for row in range(len(request.prompts)):
         ids = trimmed(tokens[row], request.ends, int(request.max_new_tokens[row]))

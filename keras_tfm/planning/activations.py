@@ -290,7 +290,7 @@ def _head(step: Step) -> list[Tensor]:
     found: list[Tensor] = []
     width = config.embedding_dim or step.width
     if getattr(model, "head", None) is not None:  # of masked tokens: a layer, a norm
-        hidden = (("embed", width),)
+        hidden = (("mlp", width),)  # as its weights are split
         kept, mask = _kept(step, model.head.activation)
         found += [
             step.stream("head: input"),
@@ -315,13 +315,13 @@ def passing(described: Described, job: Job, devices: int = 1) -> list[Tensor]:
     if not isinstance(described.model, LanguageModel):
         return []
     vocabulary = ("vocab", config.vocabulary_size or 0)
+    arrays = 1 if job.jit_compile else 2  # XLA puts one of the two in the other's place
     if job.loss == "dense":
         logits = step.tensor("logits", (vocabulary,))
-        gradient = replace(logits, name="gradient of the logits", dtype="float32")
-        return [gradient] if job.jit_compile else [logits, gradient]  # XLA has the exponentials in the logits' place
+        return [replace(logits, name="gradient of the logits", dtype="float32"), logits][:arrays]
     width = config.embedding_dim or step.width
     return [
-        Tensor("a chunk's logits and their gradient", (("tokens", step.chunk(devices)), vocabulary), "float32", 2),
+        Tensor("a chunk's logits and their gradient", (("tokens", step.chunk(devices)), vocabulary), "float32", arrays),
         Tensor("sum of the table's gradients", (vocabulary, ("embed", width)), "float32"),
         step.tensor("states in order", (("embed", width),)),
     ]
