@@ -14,7 +14,9 @@ from keras import ops
 from keras_tfm.generation import buckets
 from keras_tfm.generation.decoder import Decoder, State, Step, advance, decoder_of
 from keras_tfm.generation.program import to_tensors
+from keras_tfm.generation.recorded import Kept
 from keras_tfm.generation.settings import Choosing, uniforms
+from keras_tfm.ops import kv_cache
 
 
 def padded(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +133,7 @@ class Batch:
 
     def __init__(self, decoder: Decoder, task: Task, method: Any = advance, spare: int = 0):
         self.decoder, self.task, self.method, self.spare = decoder, task, method, spare
+        self._kept = Kept()
         choosing, vocabulary = task.choosing, decoder.model.vocabulary_size
         self.rows = len(task.prompts)
         self.start = max(map(len, task.prompts))  # tokens from which on text is
@@ -213,7 +216,7 @@ class Batch:
         self._repeat(self.once, until)
 
     def _repeat(self, once: Any, until: int, variables: Any = ()) -> None:
-        self.state = self.decoder.repeat(once, self.state, self.arrays, until, self.context_mask, variables)
+        self.state = self.decoder.repeat(once, self.state, self.arrays, until, self.context_mask, self._kept, variables)
         self._keep_random_state()
 
     def _keep_random_state(self) -> None:
@@ -233,10 +236,9 @@ class Batch:
         grown = dict(self.state)
         for name, fill in (("sequence", -1), ("best", -1), ("log_probs", 0), ("best_log_probs", 0)):
             if name in grown:
-                pads = [(0, 0)] * (len(grown[name].shape) - 1) + [(0, more)]
-                grown[name] = ops.pad(grown[name], pads, constant_values=fill)
+                grown[name] = kv_cache.lengthened(grown[name], more, len(grown[name].shape) - 1, fill)
         if "hidden" in grown:  # (rows, slots, width)
-            grown["hidden"] = ops.pad(grown["hidden"], [(0, 0), (0, more), (0, 0)])
+            grown["hidden"] = kv_cache.lengthened(grown["hidden"], more, 1)
         grown["cache"] = self.decoder.grow(grown["cache"], self.capacity, self.spare)
         self.state = grown
         self._draw()

@@ -26,6 +26,7 @@ from keras import ops
 
 from keras_tfm.generation import choosing
 from keras_tfm.generation.program import Program, Tree, eagerly
+from keras_tfm.generation.recorded import Kept
 from keras_tfm.ops import kv_cache
 from keras_tfm.ops.backend import NAME
 
@@ -181,13 +182,21 @@ class Decoder:
         return self.program("first", first, method, static, *shapes(state), *names(arrays))(logits, state, arrays)
 
     def repeat(
-        self, once: Any, state: State, arrays: dict[str, Any], until: int, context_mask: Any, variables: Any = ()
+        self,
+        once: Any,
+        state: State,
+        arrays: dict[str, Any],
+        until: int,
+        context_mask: Any,
+        kept: Kept,
+        variables: Any = (),
     ) -> State:
         """The state after as many rounds as it takes to choose `until` tokens or to end every row; there must be room.
 
         Args:
             once: (state, arrays, context_mask) to the next state; hashable, and equal to what computes the same. Its
                 `decoders` says whose the state's caches are.
+            kept: On torch, the same from call to call: what is made of weights.
             variables: That it reads beside the model's.
         """
 
@@ -211,7 +220,7 @@ class Decoder:
                 return carried(once(whole(slim, like, once.decoders), arrays, context_mask), once.decoders)
 
             program = self.program("once", step, *key, variables=variables, inductor=self.inductor)
-            slim = program.repeat(going, carried(state, once.decoders), arrays, context_mask)
+            slim = program.repeat(going, kept, carried(state, once.decoders), arrays, context_mask)
             return whole(slim, like, once.decoders)
         return self.program("loop", loop, *key, variables=variables)(state, arrays, context_mask, np.int32(until))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,6 +122,36 @@ def lay_out(graph: Any, changing: set[Any]) -> None:
                 _replace(node, found)
 
 
+def for_inductor(graph: Any) -> None:
+    """Let a CPU's operations be those that Inductor makes quick loops from."""
+    bias_apart(graph)
+    one_row(graph)
+    attention_as_sums(graph)
+    gelu_by_sigmoid(graph)
+    without_denormals(graph)
+
+
+def bias_apart(graph: Any) -> None:
+    """Let a CPU's float32 products with a bias be a product and a sum, which Inductor joins with what follows.
+
+    torch copies the bias to where the product goes first, in a call of its own: at few rows a tenth of a step.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not aten.addmm.default or node.kwargs:
+            continue
+        bias, rows, matrix = node.args
+        value = rows.meta.get("val")
+        if value is None or value.device.type != "cpu" or value.dtype != torch.float32:
+            continue
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mm.default, (rows, matrix))
+            found = graph.call_function(aten.add.Tensor, (product, bias))
+        _replace(node, found)
+
+
 def attention_as_sums(graph: Any) -> None:
     """Let a CPU's attention of one query be sums of products, which Inductor makes loops of its own from.
 
@@ -149,6 +180,57 @@ def attention_as_sums(graph: Any) -> None:
         for part in list(node.users):
             _replace(part, output)
         graph.erase_node(node)
+
+
+def one_row(graph: Any) -> None:
+    """Let a CPU's products of a single row take it as a row of a matrix.
+
+    Inductor gives a dimension of one element, seen through a view, the stride 0, for which torch copies the row first.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    views = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not aten.mm.default or node.args[0].target not in views:
+            continue
+        whole = row = node.args[0]
+        if row.meta.get("val") is None or row.meta["val"].shape[0] != 1:
+            continue
+        while whole.target in views:
+            whole = whole.args[0]
+        value = whole.meta.get("val")
+        if value is None or value.device.type != "cpu" or max(value.shape) != value.numel():
+            continue
+        width = value.numel()  # whose only dimension but ones it is
+        with graph.inserting_before(node):
+            row = graph.call_function(aten.as_strided.default, (whole, [1, width], [width, 1]))
+        node.args = (row, node.args[1])
+
+
+def gelu_by_sigmoid(graph: Any) -> None:
+    """Let a CPU's float32 GELU in its tanh form be x sigmoid(2 u), which is the same: (1 + tanh u) / 2 = sigmoid(2 u).
+
+    Inductor calls a library for tanh, and has an exponential of its own, in half the time.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not aten.gelu.default:
+            continue
+        value = node.meta.get("val")
+        if dict(node.kwargs) != {"approximate": "tanh"} or value is None:
+            continue
+        if value.device.type != "cpu" or value.dtype != torch.float32:
+            continue
+        with graph.inserting_before(node):
+            call, x = graph.call_function, node.args[0]
+            cubic = call(aten.mul.Tensor, (call(aten.mul.Tensor, (x, x)), 0.044715))
+            twice = call(aten.mul.Tensor, (x, call(aten.add.Tensor, (cubic, 1.0))))
+            twice = call(aten.mul.Tensor, (twice, 2 * math.sqrt(2 / math.pi)))
+            found = call(aten.mul.Tensor, (x, call(aten.sigmoid.default, (twice,))))
+        _replace(node, found)
 
 
 def without_denormals(graph: Any) -> None:
@@ -209,6 +291,44 @@ def changing_nodes(graph: Any, state: Sequence[Any]) -> set[Any]:
     return changing
 
 
+def expressions(graph: Any, names: dict[Any, Any], changing: set[Any]) -> dict[Any, Any]:
+    """Nodes that are made of some inputs alone, to what says how; equal in two graphs where they are made alike.
+
+    Args:
+        names: The inputs' nodes to what tells them apart, in all graphs.
+        changing: Nodes that are not counted among them.
+    """
+    found: dict[Any, Any] = {node: ("input", name) for node, name in names.items()}
+    for node in graph.nodes:
+        used = node.all_input_nodes
+        if node.op != "call_function" or node in changing or not used or any(each not in found for each in used):
+            continue
+        try:
+            found[node] = (node.target, _hashable(node.args, found), _hashable(node.kwargs, found))
+        except TypeError:
+            continue
+    return found
+
+
+def overwritten_input(node: Any, inputs: Sequence[Any]) -> int | None:
+    """Which of the inputs a node is, once it was overwritten: the whole of it, in the same order; None for none of them."""
+    found = node
+    while found not in inputs:
+        schema = getattr(found.target, "_schema", None)
+        if schema is None or not found.args or len(schema.returns) != 1 or not schema.arguments:
+            return None
+        alias, first = schema.returns[0].alias_info, schema.arguments[0].alias_info
+        if alias is None or first is None or not alias.before_set & first.before_set:
+            return None
+        found = found.args[0]
+    shapes = []
+    for value in (node.meta.get("val"), found.meta.get("val")):
+        if value is None:
+            return None
+        shapes.append((value.shape, value.stride(), value.storage_offset(), value.dtype))
+    return list(inputs).index(found) if shapes[0] == shapes[1] else None
+
+
 def _overwritten(graph: Any) -> set[Any]:
     """Nodes that an operation overwrites, and those that they are views of."""
     found: set[Any] = set()
@@ -220,9 +340,13 @@ def _overwritten(graph: Any) -> set[Any]:
     return found
 
 
-def _hashable(tree: Any) -> Any:
+def _hashable(tree: Any, nodes: dict[Any, Any] | None = None) -> Any:
+    """A tree of arguments as a key; of nodes what stands for them, where they have something."""
     if isinstance(tree, (list, tuple)):
-        return (type(tree).__name__, *map(_hashable, tree))
+        return (type(tree).__name__, *(_hashable(part, nodes) for part in tree))
     if isinstance(tree, dict):
-        return tuple(sorted((name, _hashable(part)) for name, part in tree.items()))
+        return tuple(sorted((name, _hashable(part, nodes)) for name, part in tree.items()))
+    hash(tree)
+    if nodes and tree in nodes:
+        return nodes[tree]
     return (type(tree).__name__, tree)  # 1 and 1.0 and True are not the same

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_tfm.generation.recorded import Recorded
+from keras_tfm.generation.recorded import Kept, Recorded
 from keras_tfm.ops import kv_cache
 from keras_tfm.ops.backend import NAME, recording
 
@@ -99,15 +99,15 @@ class Program:
 
         return call
 
-    def repeat(self, going: Callable[[Tree], bool], state: Tree, *settings: Tree) -> Tree:
+    def repeat(self, going: Callable[[Tree], bool], kept: Kept, state: Tree, *settings: Tree) -> Tree:
         """On torch: state = function(state, *settings), as long as `going` says so of the state's single tensors.
 
-        State keeps its structure.
+        State keeps its structure; what is made of weights is left in `kept` and taken from there.
         """
         import torch
 
         state, *others = to_tensors((state, *settings))
-        run, _ = self._recorded((state, *others))
+        run, _ = self._recorded((state, *others), kept)
         flat = keras.tree.flatten(state)
         places = keras.tree.pack_sequence_as(state, list(range(len(flat))))
         seen = {name: place for name, place in places.items() if isinstance(place, int)}
@@ -116,8 +116,11 @@ class Program:
                 flat = run(flat)
         return keras.tree.pack_sequence_as(state, flat)
 
-    def _recorded(self, arguments: tuple[Tree, ...]) -> tuple[Callable[[list], list], Tree]:
-        """The recorded function with the weights of now, from the flat first argument to the flat result; its structure."""
+    def _recorded(self, arguments: tuple[Tree, ...], kept: Kept | None = None) -> tuple[Callable[[list], list], Tree]:
+        """The recorded function with the weights of now, from the flat first argument to the flat result; its structure.
+
+        With `kept` it is one that is repeated.
+        """
         weights = [variable.value.detach() for variable in self._variables]
         flat, settings = keras.tree.flatten(arguments[0]), keras.tree.flatten(arguments[1:])
         if self._record is None:
@@ -129,6 +132,10 @@ class Program:
                 structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
                 return keras.tree.flatten(result)
 
+            names = [id(variable) for variable in self._variables]
             with kv_cache.in_place():
-                self._record = Recorded(run, weights, flat, settings, self.inductor), structure
-        return self._record[0].bound(weights, settings), self._record[1][0]
+                self._record = (
+                    Recorded(run, names, weights, flat, settings, kept is not None, self.inductor),
+                    structure,
+                )
+        return self._record[0].bound(weights, settings, kept or Kept()), self._record[1][0]

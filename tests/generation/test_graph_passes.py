@@ -13,13 +13,17 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_tfm.generation import graph_passes
-from keras_tfm.generation.recorded import Recorded
+from keras_tfm.generation.recorded import Kept, Recorded
 
 aten = torch.ops.aten
 
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def record(function, weights, state, **options) -> Recorded:
+    return Recorded(function, list(range(len(weights))), weights, state, [], **options)
 
 
 def count(module, target) -> int:
@@ -42,12 +46,12 @@ def test_products_of_one_input_are_one_product(rows, bias):
         return [first.view(rows, 2, 3).transpose(0, 1), second.view(-1), third * 2, first + third]
 
     state = [random(rows, 8)]
-    recorded = Recorded(function, weights, state, [])
+    recorded = record(function, weights, state)
     kind = aten.addmm.default if bias else aten.mm.default
     assert count(recorded._step, kind) == 1
     for scale in (1.0, 3.0):  # weights as they are now
         now = [scale * weight for weight in weights]
-        for given, wanted in zip(recorded.bound(now, [])(state), function(now, state, []), strict=True):
+        for given, wanted in zip(recorded.bound(now, [], Kept())(state), function(now, state, []), strict=True):
             assert given.shape == wanted.shape
             torch.testing.assert_close(given, wanted)
 
@@ -59,9 +63,9 @@ def test_products_that_are_not_alike_stay():
         return [x @ wide, y @ other, y @ (own + y.sum()), x.double() @ other.double(), (x + 1) @ wide]
 
     weights, state = [random(8, 6), random(8, 4), random(8, 4)], [random(3, 8)]
-    recorded = Recorded(function, weights, state, [])
+    recorded = record(function, weights, state)
     assert count(recorded._step, aten.mm.default) == 5
-    for given, wanted in zip(recorded.bound(weights, [])(state), function(weights, state, []), strict=True):
+    for given, wanted in zip(recorded.bound(weights, [], Kept())(state), function(weights, state, []), strict=True):
         torch.testing.assert_close(given, wanted)
 
 
@@ -72,7 +76,7 @@ def test_large_products_stay(monkeypatch):
 
     weights, state = [random(8, 6), random(8, 6), random(8, 7)], [random(3, 8)]
     monkeypatch.setattr(graph_passes, "SMALL", 8 * 6 * 4)
-    recorded = Recorded(function, weights, state, [])
+    recorded = record(function, weights, state)
     assert count(recorded._step, aten.mm.default) == 2
 
 
@@ -125,15 +129,15 @@ def test_transposed_matrices_of_few_rows_give_the_same(rows, copied, monkeypatch
         return [product.view(rows, 2, 5), product.view(-1), product.argmax(-1)]
 
     weights, state = [random(10, 6)], [random(rows, 6)]
-    recorded = Recorded(function, weights, state, [])
+    recorded = record(function, weights, state)
     (mm,) = (node for node in recorded._step.graph.nodes if node.target is aten.mm.default)
-    made = aten.clone.default in [node.target for node in recorded._once.graph.nodes]
+    made = aten.clone.default in [node.target for node in recorded._make.graph.nodes]
     assert made == (copied and 3 <= rows <= 16)
     turned = getattr(mm.args[0], "target", None) is aten.permute.default or mm.args[0].op == "placeholder"
     assert turned == (not copied and rows in graph_passes.TURNED)
     for scale in (1.0, -2.0):
         now = [scale * weights[0]]
-        for given, wanted in zip(recorded.bound(now, [])(state), function(now, state, []), strict=True):
+        for given, wanted in zip(recorded.bound(now, [], Kept())(state), function(now, state, []), strict=True):
             torch.testing.assert_close(given, wanted)
 
 
@@ -175,3 +179,117 @@ def test_softmaxes_have_no_denormal_parts(function, axis):
     if function is torch.softmax:
         assert not ((found != 0) & (found < 1e-30)).any()
         assert ((wanted != 0) & (wanted < 1e-30)).any()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_bias_is_added_behind_the_product(rows):
+    x, weight, bias = random(rows, 6), random(6, 5), random(5)
+
+    def function(x, weight, bias):
+        plain = torch.addmm(bias, x, weight)
+        half = torch.addmm(bias.bfloat16(), x.bfloat16(), weight.bfloat16())
+        return plain.view(-1), half, torch.addmm(bias, x, weight, beta=2)
+
+    module = make_fx(function)(x, weight, bias)
+    graph_passes.bias_apart(module.graph)
+    module.recompile()
+    assert count(module, aten.addmm.default) == 2  # of bfloat16, where it would be rounded twice, and of a scaled bias
+    torch.testing.assert_close(module(x, weight, bias), function(x, weight, bias))
+
+
+def test_a_single_row_is_taken_as_one_of_a_matrix():
+    weight = random(6, 5)
+
+    def function(x, weight):
+        y = torch.tanh(x)
+        return y.view(1, 6) @ weight, y[:, 0] @ weight, torch.tanh(x).expand(2, 1, 6).reshape(2, 6) @ weight
+
+    module = make_fx(function)(random(1, 1, 6), weight)
+    graph_passes.one_row(module.graph)
+    module.recompile()
+    products = [node for node in module.graph.nodes if node.target is aten.mm.default]
+    assert [node.args[0].target is aten.as_strided.default for node in products] == [True, False, False]
+    for scale in (1.0, -0.5):
+        x = scale * random(1, 1, 6)
+        torch.testing.assert_close(module(x, weight), function(x, weight))
+
+
+def test_the_tanh_gelu_is_no_less_exact_by_a_sigmoid():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e20, -1e20])])
+    gelu = torch.nn.functional.gelu
+    module = make_fx(lambda x: (gelu(x, approximate="tanh"), gelu(x)))(x)
+    graph_passes.gelu_by_sigmoid(module.graph)
+    module.recompile()
+    assert count(module, aten.gelu.default) == 1  # the exact one
+    found, other = module(x)
+    torch.testing.assert_close(found.double(), gelu(x.double(), approximate="tanh"), rtol=2e-6, atol=1e-9)
+    assert torch.equal(other, gelu(x))
+
+
+def summed(weights, state, settings):
+    x = torch.tanh(state[0])
+    return [x @ weights[0] + x @ weights[1]]
+
+
+def test_what_is_made_of_weights_is_made_once_for_a_text():
+    weights, states = [random(8, 6), random(8, 6)], [[random(rows, 8)] for rows in (1, 5)]
+    programs = [record(summed, weights, state) for state in states]
+    made = []
+    for program in programs:
+        program._make = lambda *weights, make=program._make: made.append(1) or make(*weights)
+    kept = Kept()
+
+    def check(times):
+        made.clear()
+        for program, state in zip(programs, states, strict=True):
+            torch.testing.assert_close(program.bound(weights, [], kept)(state), summed(weights, state, []))
+        assert len(made) == times
+
+    check(1)
+    check(0)
+    weights[1].mul_(2.0)
+    check(1)
+    weights[0] = random(6, 8).T.contiguous()
+    check(1)
+    kept = Kept()
+    check(1)
+    with torch.inference_mode():  # whose tensors do not count what is written to them
+        weights[:] = [weight.clone() for weight in weights]
+        check(2)
+        weights[0].mul_(3.0)
+        check(2)
+
+
+def test_nothing_is_made_for_what_runs_once():
+    recorded = record(summed, [random(8, 6), random(8, 6)], [random(2, 8)], repeated=False)
+    assert count(recorded._step, aten.mm.default) == 2
+    assert not recorded._made
+
+
+def test_what_draws_numbers_of_weights_is_not_kept():
+    def function(weights, state, settings):
+        return [torch.bernoulli(weights[0].sigmoid()) + state[0]]
+
+    weights, state, kept = [random(40)], [torch.zeros(40)], Kept()
+    recorded = record(function, weights, state)
+    found = [recorded.bound(weights, [], kept)(state)[0] for _ in range(2)]
+    assert not torch.equal(*found)
+
+
+def test_what_is_overwritten_is_not_returned_by_the_step():
+    def function(weights, state, settings):
+        kept, turned, other = state
+        kept.view(2, 6)[:, 1].add_(weights[0][0, 0])
+        return [kept.view(2, 6).view(3, 4), turned.add_(1.0).T, other * 2, kept]
+
+    weights = [random(2, 2)]
+
+    def state():
+        return [random(3, 4), random(2, 3), random(5)]
+
+    recorded = record(function, weights, state())
+    assert recorded._in_place == [0, None, None, 0]
+    given = state()
+    results = recorded.bound(weights, [], Kept())(given)
+    assert results[0] is given[0] is results[3]
+    torch.testing.assert_close(results, function(weights, state(), []))
