@@ -31,6 +31,7 @@ WAYS = {
     "plain": "keras_tfm",
     "remat": "blocks computed again",
     "both": "and the loss in chunks",
+    "scanned": "and blocks in one program",  # JAX: `scan_blocks`, whose loop keeps XLA from finding the two passes equal
 }
 
 
@@ -65,8 +66,10 @@ def ours(way: str) -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
 
     backbone = tfm.models.bert(**options_of(SIZES))
     backbone.recompute_blocks(way != "plain")
+    if way == "scanned":
+        backbone.scan_blocks()
     model = tfm.MaskedLM(backbone)
-    loss = "linear_crossentropy" if way == "both" else "auto"
+    loss = "linear_crossentropy" if way in ("both", "scanned") else "auto"
     model.compile(keras.optimizers.Adam(1e-4), loss=loss, metrics=None)
     ids, places, words = batch()
     labels = np.full(ids.shape, -100, "int32")
@@ -99,6 +102,8 @@ def measure(backends: list[str]) -> dict[str, dict]:
     results: dict[str, dict] = {}
     for backend in backends:
         for way in WAYS:
+            if way == "scanned" and backend != "jax":
+                continue
             environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
             command = [sys.executable, "-m", "benchmarks.bert_memory", "--way", way]
             output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -115,10 +120,12 @@ def table(results: dict[str, dict]) -> str:
     lines = ["| backend | " + " | ".join(f"{title} | a step" for title in WAYS.values()) + " | of KerasHub's |"]
     lines.append("|---" * (2 * len(WAYS) + 2) + "|")
     for backend, found in results.items():
-        cells = [f"{found[way]['bytes'] / 2**20:,.0f} MiB | {found[way]['seconds']:.1f} s" for way in WAYS]
-        lines.append(
-            f"| {backend} | " + " | ".join(cells) + f" | {found['both']['bytes'] / found['KerasHub']['bytes']:.2f} |"
-        )
+        cells = [
+            f"{found[way]['bytes'] / 2**20:,.0f} MiB | {found[way]['seconds']:.1f} s" if way in found else "– | –"
+            for way in WAYS
+        ]
+        least = min(of["bytes"] for way, of in found.items() if way != "KerasHub")
+        lines.append(f"| {backend} | " + " | ".join(cells) + f" | {least / found['KerasHub']['bytes']:.2f} |")
     return "\n".join(lines)
 
 

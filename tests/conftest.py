@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +26,13 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("helpers")
 BACKEND = keras.backend.backend()
+if os.environ["KERAS_BACKEND"] == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # For the processes that tests start, some of them many times: this one has read its settings by now.
+    CACHE = tempfile.mkdtemp(prefix="keras_tfm-compiled-")
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 settings.register_profile(
     "keras_tfm", deadline=None, derandomize=True, max_examples=12, suppress_health_check=list(HealthCheck)
@@ -55,15 +65,13 @@ def _same_start():
 
 @pytest.fixture(scope="session", autouse=True)
 def _many_tiny_programs() -> Iterator[None]:
-    """JAX compiles each eager operation: quickly rather than well, here. torch gains nothing from threads at this size.
-
-    Keras collects garbage whenever a layer loses a weight, as in `quantize`: what the imports left is passed over.
-    """
+    """JAX compiles each eager operation: quickly rather than well, here. torch gains nothing from threads at this size."""
     gc.freeze()
     if BACKEND == "jax":
         import jax
 
         jax.config.update("jax_disable_most_optimizations", True)
+        jax.config.update("jax_enable_compilation_cache", False)  # thousands of tiny files
         yield
         jax.config.update("jax_disable_most_optimizations", False)
     elif BACKEND == "torch":
@@ -83,14 +91,18 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _fresh_compilations():
-    """JAX keeps every program it compiled; a thousand tests' worth of them ends the process."""
+def _nothing_left_behind():
+    """JAX keeps every program it compiled; a thousand tests' worth of them ends the process.
+
+    Keras collects garbage whenever a layer loses a weight, as in `quantize`: what other modules left is passed over.
+    """
     yield
-    if keras.backend.backend() == "jax":
+    if BACKEND == "jax":
         import jax
 
         jax.clear_caches()
-        gc.collect()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
