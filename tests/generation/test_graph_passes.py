@@ -202,13 +202,14 @@ def test_a_single_row_is_taken_as_one_of_a_matrix():
 
     def function(x, weight):
         y = torch.tanh(x)
-        return y.view(1, 6) @ weight, y[:, 0] @ weight, torch.tanh(x).expand(2, 1, 6).reshape(2, 6) @ weight
+        two = torch.tanh(x).expand(2, 1, 6).reshape(2, 6)
+        return y.view(1, 6) @ weight, y[:, 0] @ weight, two @ weight, torch.cos(x.view(2, 3)).view(1, 6) @ weight
 
     module = make_fx(function)(random(1, 1, 6), weight)
     graph_passes.one_row(module.graph)
     module.recompile()
     products = [node for node in module.graph.nodes if node.target is aten.mm.default]
-    assert [node.args[0].target is aten.as_strided.default for node in products] == [True, False, False]
+    assert [node.args[0].target is aten.as_strided.default for node in products] == [True, False, False, False]
     for scale in (1.0, -0.5):
         x = scale * random(1, 1, 6)
         torch.testing.assert_close(module(x, weight), function(x, weight))
@@ -227,8 +228,8 @@ def test_the_tanh_gelu_is_no_less_exact_by_a_sigmoid():
 
 
 def summed(weights, state, settings):
-    x = torch.tanh(state[0])
-    return [x @ weights[0] + x @ weights[1]]
+    x, y = torch.tanh(state[0]), state[0] + 1
+    return [x @ weights[0] - x @ weights[1], y @ weights[1] - y @ weights[0]]
 
 
 def test_what_is_made_of_weights_is_made_once_for_a_text():
@@ -242,6 +243,7 @@ def test_what_is_made_of_weights_is_made_once_for_a_text():
     def check(times):
         made.clear()
         for program, state in zip(programs, states, strict=True):
+            assert len(program._made) == 2
             torch.testing.assert_close(program.bound(weights, [], kept)(state), summed(weights, state, []))
         assert len(made) == times
 
@@ -262,7 +264,7 @@ def test_what_is_made_of_weights_is_made_once_for_a_text():
 
 def test_nothing_is_made_for_what_runs_once():
     recorded = record(summed, [random(8, 6), random(8, 6)], [random(2, 8)], repeated=False)
-    assert count(recorded._step, aten.mm.default) == 2
+    assert count(recorded._step, aten.mm.default) == 4
     assert not recorded._made
 
 
@@ -272,6 +274,7 @@ def test_what_draws_numbers_of_weights_is_not_kept():
 
     weights, state, kept = [random(40)], [torch.zeros(40)], Kept()
     recorded = record(function, weights, state)
+    assert [node.target for node in recorded._make.graph.nodes if node.op == "call_function"] == [aten.sigmoid.default]
     found = [recorded.bound(weights, [], kept)(state)[0] for _ in range(2)]
     assert not torch.equal(*found)
 
