@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite("helpers")
 BACKEND = keras.backend.backend()
 if os.environ["KERAS_BACKEND"] == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # For the processes that tests start, some of them many times: this one has read its settings by now.
+    # For the processes that tests start, some of them many times. (pytest's workers find it too; see below.)
     CACHE = tempfile.mkdtemp(prefix="keras_tfm-compiled-")
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE

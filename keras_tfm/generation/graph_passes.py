@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -194,13 +195,13 @@ def one_row(graph: Any) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target is not aten.mm.default or node.args[0].target not in views:
             continue
-        whole = row = node.args[0]
-        if row.meta.get("val") is None or row.meta["val"].shape[0] != 1:
+        whole = node.args[0]
+        if whole.meta.get("val") is None or whole.meta["val"].shape[0] != 1:
             continue
         while whole.target in views:
             whole = whole.args[0]
         value = whole.meta.get("val")
-        if value is None or value.device.type != "cpu" or max(value.shape) != value.numel():
+        if not _is_new(whole) or value is None or value.device.type != "cpu" or max(value.shape) != value.numel():
             continue
         width = value.numel()  # whose only dimension but ones it is
         with graph.inserting_before(node):
@@ -270,6 +271,13 @@ def _replace(node: Any, by: Any) -> None:
             user.target = torch.ops.aten.reshape.default
     node.replace_all_uses_with(by)
     node.graph.erase_node(node)
+
+
+def _is_new(node: Any) -> bool:
+    """Whether a node is memory of its own, all of it: no input, and no view, whose place in a tensor is another matter."""
+    made = node.args[0] if node.target is operator.getitem else node
+    schema = getattr(made.target, "_schema", None)
+    return schema is not None and all(part.alias_info is None for part in schema.returns)
 
 
 def _fixed_first(graph: Any, changing: set[Any]) -> None:

@@ -46,12 +46,12 @@ def test_products_of_one_input_are_one_product(rows, bias):
         return [first.view(rows, 2, 3).transpose(0, 1), second.view(-1), third * 2, first + third]
 
     state = [random(rows, 8)]
-    recorded = record(function, weights, state)
+    program = record(function, weights, state)
     kind = aten.addmm.default if bias else aten.mm.default
-    assert count(recorded._step, kind) == 1
+    assert count(program._step, kind) == 1
     for scale in (1.0, 3.0):  # weights as they are now
         now = [scale * weight for weight in weights]
-        for given, wanted in zip(recorded.bound(now, [], Kept())(state), function(now, state, []), strict=True):
+        for given, wanted in zip(program.bound(now, [], Kept())(state), function(now, state, []), strict=True):
             assert given.shape == wanted.shape
             torch.testing.assert_close(given, wanted)
 
@@ -63,9 +63,9 @@ def test_products_that_are_not_alike_stay():
         return [x @ wide, y @ other, y @ (own + y.sum()), x.double() @ other.double(), (x + 1) @ wide]
 
     weights, state = [random(8, 6), random(8, 4), random(8, 4)], [random(3, 8)]
-    recorded = record(function, weights, state)
-    assert count(recorded._step, aten.mm.default) == 5
-    for given, wanted in zip(recorded.bound(weights, [], Kept())(state), function(weights, state, []), strict=True):
+    program = record(function, weights, state)
+    assert count(program._step, aten.mm.default) == 5
+    for given, wanted in zip(program.bound(weights, [], Kept())(state), function(weights, state, []), strict=True):
         torch.testing.assert_close(given, wanted)
 
 
@@ -76,8 +76,8 @@ def test_large_products_stay(monkeypatch):
 
     weights, state = [random(8, 6), random(8, 6), random(8, 7)], [random(3, 8)]
     monkeypatch.setattr(graph_passes, "SMALL", 8 * 6 * 4)
-    recorded = record(function, weights, state)
-    assert count(recorded._step, aten.mm.default) == 2
+    program = record(function, weights, state)
+    assert count(program._step, aten.mm.default) == 2
 
 
 def merged(function, *examples):
@@ -129,15 +129,15 @@ def test_transposed_matrices_of_few_rows_give_the_same(rows, copied, monkeypatch
         return [product.view(rows, 2, 5), product.view(-1), product.argmax(-1)]
 
     weights, state = [random(10, 6)], [random(rows, 6)]
-    recorded = record(function, weights, state)
-    (mm,) = (node for node in recorded._step.graph.nodes if node.target is aten.mm.default)
-    made = aten.clone.default in [node.target for node in recorded._make.graph.nodes]
+    program = record(function, weights, state)
+    (mm,) = (node for node in program._step.graph.nodes if node.target is aten.mm.default)
+    made = aten.clone.default in [node.target for node in program._make.graph.nodes]
     assert made == (copied and 3 <= rows <= 16)
     turned = getattr(mm.args[0], "target", None) is aten.permute.default or mm.args[0].op == "placeholder"
     assert turned == (not copied and rows in graph_passes.TURNED)
     for scale in (1.0, -2.0):
         now = [scale * weights[0]]
-        for given, wanted in zip(recorded.bound(now, [], Kept())(state), function(now, state, []), strict=True):
+        for given, wanted in zip(program.bound(now, [], Kept())(state), function(now, state, []), strict=True):
             torch.testing.assert_close(given, wanted)
 
 
@@ -197,22 +197,47 @@ def test_a_bias_is_added_behind_the_product(rows):
     torch.testing.assert_close(module(x, weight, bias), function(x, weight, bias))
 
 
+def rows_of_all_kinds(x, wide, weight):
+    """Products of one row, and whether it is memory of its own."""
+    y, (normed, *_) = torch.tanh(x), torch.native_layer_norm(x, (6,), None, None, 1e-5)
+    parts = wide.cos()
+    return [
+        (y.view(1, 6) @ weight, True),
+        (normed.view(1, 6) @ weight, True),
+        (y[:, 0] @ weight, False),
+        (y.expand(2, 1, 6).reshape(2, 6) @ weight, False),
+        (torch.cos(x.view(2, 3)).view(1, 6) @ weight, False),
+        (parts[:, 6:].view(1, 1, 6).view(1, 6) @ weight, False),
+        (parts.split(6, 1)[1].view(1, 1, 6).view(1, 6) @ weight, False),
+        (parts.view(2, 1, 6)[1].view(1, 1, 6).view(1, 6) @ weight, False),
+        (wide[:, 6:].view(1, 1, 6).view(1, 6) @ weight, False),
+    ]
+
+
 def test_a_single_row_is_taken_as_one_of_a_matrix():
-    weight = random(6, 5)
+    examples, taken = (random(1, 1, 6), random(1, 12), random(6, 5)), []
 
-    def function(x, weight):
-        y = torch.tanh(x)
-        two = torch.tanh(x).expand(2, 1, 6).reshape(2, 6)
-        return y.view(1, 6) @ weight, y[:, 0] @ weight, two @ weight, torch.cos(x.view(2, 3)).view(1, 6) @ weight
+    def function(*arguments):
+        results, taken[:] = zip(*rows_of_all_kinds(*arguments), strict=True)
+        return list(results)
 
-    module = make_fx(function)(random(1, 1, 6), weight)
+    module = make_fx(function)(*examples)
     graph_passes.one_row(module.graph)
     module.recompile()
     products = [node for node in module.graph.nodes if node.target is aten.mm.default]
-    assert [node.args[0].target is aten.as_strided.default for node in products] == [True, False, False, False]
+    assert [node.args[0].target is aten.as_strided.default for node in products] == taken
+    torch.testing.assert_close(module(*examples), function(*examples))
+
+
+def test_compiled_products_of_rows_of_all_kinds_are_the_plain_ones():
+    def function(weights, state, settings):
+        return [product for product, _ in rows_of_all_kinds(*state, *weights)]
+
+    weights, state = [random(6, 5)], [random(1, 1, 6), random(1, 12)]
+    program = record(function, weights, state, compiled=True)
     for scale in (1.0, -0.5):
-        x = scale * random(1, 1, 6)
-        torch.testing.assert_close(module(x, weight), function(x, weight))
+        now = [scale * each for each in state]
+        torch.testing.assert_close(program.bound(weights, [], Kept())(now), function(weights, now, []))
 
 
 def test_the_tanh_gelu_is_no_less_exact_by_a_sigmoid():
@@ -263,9 +288,9 @@ def test_what_is_made_of_weights_is_made_once_for_a_text():
 
 
 def test_nothing_is_made_for_what_runs_once():
-    recorded = record(summed, [random(8, 6), random(8, 6)], [random(2, 8)], repeated=False)
-    assert count(recorded._step, aten.mm.default) == 4
-    assert not recorded._made
+    program = record(summed, [random(8, 6), random(8, 6)], [random(2, 8)], repeated=False)
+    assert count(program._step, aten.mm.default) == 4
+    assert not program._made
 
 
 def test_what_draws_numbers_of_weights_is_not_kept():
@@ -273,9 +298,9 @@ def test_what_draws_numbers_of_weights_is_not_kept():
         return [torch.bernoulli(weights[0].sigmoid()) + state[0]]
 
     weights, state, kept = [random(40)], [torch.zeros(40)], Kept()
-    recorded = record(function, weights, state)
-    assert [node.target for node in recorded._make.graph.nodes if node.op == "call_function"] == [aten.sigmoid.default]
-    found = [recorded.bound(weights, [], kept)(state)[0] for _ in range(2)]
+    program = record(function, weights, state)
+    assert [node.target for node in program._make.graph.nodes if node.op == "call_function"] == [aten.sigmoid.default]
+    found = [program.bound(weights, [], kept)(state)[0] for _ in range(2)]
     assert not torch.equal(*found)
 
 
@@ -290,9 +315,9 @@ def test_what_is_overwritten_is_not_returned_by_the_step():
     def state():
         return [random(3, 4), random(2, 3), random(5)]
 
-    recorded = record(function, weights, state())
-    assert recorded._in_place == [0, None, None, 0]
+    program = record(function, weights, state())
+    assert program._in_place == [0, None, None, 0]
     given = state()
-    results = recorded.bound(weights, [], Kept())(given)
+    results = program.bound(weights, [], Kept())(given)
     assert results[0] is given[0] is results[3]
     torch.testing.assert_close(results, function(weights, state(), []))
