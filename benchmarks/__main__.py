@@ -28,6 +28,7 @@ SUITES = {
     "long": 1,
     "scaling": 0,
     "padded": 0,
+    "experts": 0,
     "bert_memory": 0,
     "imports": 0,
     "generation": 0,

@@ -22,7 +22,7 @@ from keras_tfm.layers.dropout import Dropout
 from keras_tfm.layers.feed_forward import FeedForward
 from keras_tfm.ops import activations, backend, random
 from keras_tfm.ops.experts import grouped_product
-from keras_tfm.ops.shards import by_device
+from keras_tfm.ops.shards import Parts, by_device
 
 
 @register
@@ -120,7 +120,9 @@ class MixtureOfExperts(Layer):
         self.bias_regularizer = bias_regularizer
         self.seed = seed
         self.supports_masking = True
-        self.supports_jit = backend.NAME != "tensorflow"  # XLA wants shapes that do not depend on who goes where
+        self.supports_jit = (
+            backend.NAME != "tensorflow"
+        )  # without XLA products of groups are quicker there: 0.7 of the time
         self.activation_function = activations.get(activation)
         self.dropout_layer = Dropout(dropout, seed, **self.sublayer_options("dropout"))
 
@@ -200,7 +202,7 @@ class MixtureOfExperts(Layer):
         logits = ops.matmul(ops.cast(tokens, "float32"), ops.cast(self.router, "float32"))  # (tokens, experts)
         if self.router_bias is not None:
             logits += ops.cast(self.router_bias, "float32")
-        # Each device routes, sorts and multiplies its own tokens. Weights and experts: (tokens, top_k).
+        # Each device routes its own tokens, and multiplies them by the experts that it has. Both are (tokens, top_k).
         weights, experts = by_device(self._route, (logits,), (), ("rows", "rows"), self.router)
         if training and self.balance_loss:
             padding_mask = backend.implicit_mask(x) if padding_mask is None else padding_mask
@@ -208,8 +210,8 @@ class MixtureOfExperts(Layer):
         places = ops.arange(ops.shape(tokens)[0], dtype="int32")
         draw = random.early_draw(self.dropout_layer.seed_generator) if training and self.dropout else None
         through = functools.partial(self._through_experts, training=training)
-        whole = self._expert_weights(), draw
-        (output,) = by_device(through, (tokens, weights, experts, places), whole, ("rows",), self.router)
+        given, parts = (tokens, weights, experts, places), Parts(self._expert_weights(), self.expert_up)
+        (output,) = by_device(through, given, (draw,), ("rows",), self.router, parts)
         if self.shared is not None:
             shared = self.shared(tokens, training=training)
             if self.shared_gate_projection is not None:
@@ -226,16 +228,25 @@ class MixtureOfExperts(Layer):
                 found[name] = tuple(None if weight is None else ops.convert_to_tensor(weight) for weight in weights)
         return found
 
-    def _through_experts(self, tokens, weights, experts, places, kernels, draw, training):
-        """What the experts make of tokens, (tokens, width), whose weights and experts these are, (tokens, top_k).
+    def _through_experts(self, tokens, weights, experts, places, draw, kernels, part, training):
+        """What experts make of tokens, (tokens, width), whose weights and experts these are, (tokens, top_k).
 
-        `places`, (tokens,), are the tokens' in the whole batch, for a draw of dropout that all devices share.
+        `places`, (tokens,), are the tokens' in the whole batch, for a draw of dropout that all devices share. `kernels` are
+        those of all experts, or the part of them with this number; of others' tokens the result is 0.
         """
         chosen = ops.reshape(experts, (-1,))  # (tokens * top_k,), a token's experts side by side
+        here = kernels["up"][0].shape[0]
+        if here < self.num_experts:
+            chosen = (chosen - part * here) % self.num_experts  # those that are here come first
         order = ops.argsort(chosen)  # by expert
         by_expert = ops.take(chosen, order)
-        sizes = ops.sum(ops.cast(by_expert[None, :] == ops.arange(self.num_experts)[:, None], "int32"), axis=1)
+        sizes = ops.sum(ops.cast(by_expert[None, :] == ops.arange(here)[:, None], "int32"), axis=1)
         rows = ops.take(tokens, order // self.top_k, axis=0)  # (tokens * top_k, width)
+
+        def of_here(x):
+            return x if here == self.num_experts else ops.where((by_expert < here)[:, None], x, 0.0)
+
+        rows = of_here(rows)
         hidden = self._product(rows, kernels["up"], sizes, by_expert)
         if "gate" not in kernels:
             hidden = self.activation_function(hidden)
@@ -249,7 +260,7 @@ class MixtureOfExperts(Layer):
         else:
             place = ops.take(places, order // self.top_k) * self.top_k + order % self.top_k
             hidden = random.dropout_of_rows(hidden, self.dropout, draw, place)
-        output = self._product(hidden, kernels["down"], sizes, by_expert)
+        output = of_here(self._product(hidden, kernels["down"], sizes, by_expert))
         output = ops.take(output, ops.argsort(order), axis=0)  # back beside its token
         output = ops.reshape(output, (-1, self.top_k, tokens.shape[-1])) * ops.cast(weights, output.dtype)[:, :, None]
         return (ops.sum(output, axis=1),)
@@ -274,7 +285,10 @@ class MixtureOfExperts(Layer):
     def _product(self, rows, weights, sizes, by_expert):
         kernel, bias = weights
         result = grouped_product(rows, ops.cast(kernel, rows.dtype), sizes)
-        return result if bias is None else result + ops.take(ops.cast(bias, result.dtype), by_expert, axis=0)
+        if bias is None:
+            return result
+        here = ops.minimum(by_expert, bias.shape[0] - 1)  # of experts that are elsewhere it is not looked at
+        return result + ops.take(ops.cast(bias, result.dtype), here, axis=0)
 
     def compute_output_spec(self, x, padding_mask=None, training=None):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)

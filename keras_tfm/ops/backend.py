@@ -57,6 +57,17 @@ def is_recording() -> bool:
     return _recording
 
 
+def is_xla() -> bool:
+    """Whether XLA compiles what is computed: always on JAX; on TensorFlow within a function of `jit_compile=True`."""
+    if NAME != "tensorflow":
+        return NAME == "jax"
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util  # as TensorFlow's own loops find it out; no public name exists
+
+    graph = tf.compat.v1.get_default_graph()
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
 def matrix(variable: Any, rows: int) -> Tensor:
     """A weight as a matrix of so many rows."""
     found = _matrices.get((id(variable), rows))

@@ -8,20 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 from keras_tfm.ops.backend import NAME, Tensor
 
 
+class Parts(NamedTuple):
+    """Weights whose first dimension may be split over an axis of the mesh.
+
+    Attributes:
+        weights: A tree of arrays, split alike.
+        variable: One of them, whose layout says over which axis.
+    """
+
+    weights: Any
+    variable: Any
+
+
 def by_device(
-    function: Callable, rows: Sequence[Tensor], whole: Sequence[Any], results: Sequence[str], variable: Any = None
+    function: Callable,
+    rows: Sequence[Tensor],
+    whole: Sequence[Any],
+    results: Sequence[str],
+    variable: Any = None,
+    parts: Parts | None = None,
 ) -> Any:
     """`function(*rows, *whole)`, run on each device with its rows alone where a batch is split over a mesh.
 
     Without a distribution, within a `jax.shard_map` over the batch's axis, and where the devices do not divide the rows,
-    it is called once with all of them. Axes that weights are split over are left to XLA inside.
+    it is called once with all of them. Axes that weights are split over are left to XLA inside, but for that of `parts`.
 
     Args:
         function: Of arrays, gives a tuple of arrays. It draws no random numbers and sets no variable.
@@ -30,30 +47,44 @@ def by_device(
         results: Of each array that comes back: "rows", as the arguments are; or "sum", to be added up over devices.
         variable: Of the caller's weights, one. If it is on other devices than the mesh, as that of a model which was built
             before the distribution was set, the mesh has no part in it.
+        parts: Weights that each device has a part of, and uses alone. `function` gets two more arguments, the part and its
+            number, and gives "rows" that add up over the parts to what they are.
 
     Returns:
         What `function` gives, of the whole batch.
     """
-    found = _shared_axis(rows[0].shape[0], variable) if NAME == "jax" else None
-    if found is None:
-        return function(*rows, *whole)
+    shared = _shared_axis(rows[0].shape[0], variable) if NAME == "jax" else None
+    parted = _part_axis(parts.variable) if NAME == "jax" and parts is not None else None
+    weights = () if parts is None else (parts.weights,)
+    if shared is None and parted is None:
+        return function(*rows, *whole, *weights, *(0 for _ in weights))
     import jax
+    import jax.numpy as jnp
+    from jax.sharding import PartitionSpec
 
-    mesh, axis = found
-    split, full = jax.sharding.PartitionSpec(axis), jax.sharding.PartitionSpec()
+    mesh = (shared or parted or (None,))[0]
+    axis, part = (None if found is None else found[1] for found in (shared, parted))
 
     def of_one(*arguments: Any) -> tuple[Any, ...]:
-        made = function(*arguments)
-        return tuple(jax.lax.psum(x, axis) if kind == "sum" else x for x, kind in zip(made, results, strict=True))
+        number = 0 if part is None else jax.lax.axis_index(part)
+        made = function(*arguments, *(number for _ in weights))
+        sums = (jax.lax.psum(x, axis) if kind == "sum" and axis else x for x, kind in zip(made, results, strict=True))
+        return tuple(x if part is None else x[None] for x in sums)
 
-    return jax.shard_map(
+    over_parts = () if part is None else (part,)  # the first dimension of what comes back, which is added up
+    found = jax.shard_map(
         of_one,
         mesh=mesh,
-        in_specs=(*[split] * len(rows), *[full] * len(whole)),
-        out_specs=tuple(full if kind == "sum" else split for kind in results),
-        axis_names={axis},
+        in_specs=(
+            *(PartitionSpec(axis) for _ in rows),
+            *(PartitionSpec() for _ in whole),
+            *(PartitionSpec(part) for _ in weights),
+        ),
+        out_specs=tuple(PartitionSpec(*over_parts, *(() if kind == "sum" else (axis,))) for kind in results),
+        axis_names={name for name in (axis, part) if name is not None},
         check_vma=False,
-    )(*rows, *whole)
+    )(*rows, *whole, *weights)
+    return found if part is None else tuple(jnp.sum(x, axis=0) for x in found)
 
 
 def by_part(
@@ -166,3 +197,17 @@ def _shared_axis(rows: Any, variable: Any) -> tuple[Any, str] | None:
     if sharding is not None and sharding.device_set != set(mesh.devices.flat):
         return None
     return mesh, axis
+
+
+def _part_axis(variable: Any) -> tuple[Any, str] | None:
+    """The mesh and its axis that the first dimension of a variable is split over; None where each device has all."""
+    import jax
+
+    distribution: Any = keras.distribution.distribution()
+    layout = None if distribution is None else getattr(variable, "_layout", None)
+    axis = None if layout is None or not layout.axes else layout.axes[0]
+    if axis is None or axis == distribution.batch_dim_name:
+        return None
+    mesh = distribution.device_mesh.backend_mesh
+    is_apart = axis in getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
+    return None if is_apart or mesh.shape[axis] == 1 else (mesh, axis)

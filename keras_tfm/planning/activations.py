@@ -20,7 +20,7 @@ from keras_tfm.models.language_models import LanguageModel
 from keras_tfm.ops.linear_crossentropy import CHUNK
 from keras_tfm.planning.described import Described
 from keras_tfm.planning.job import Job
-from keras_tfm.planning.tensors import Tensor
+from keras_tfm.planning.tensors import Tensor, total
 
 # Arrays that an activation's derivative reads beside its output, each as wide as its input: what differentiation keeps (x,
 # and what was computed on the way), and what XLA does.
@@ -179,8 +179,8 @@ def feed_forward(step: Step, layer: Any, length: int | None = None) -> list[Tens
 
 
 def experts(step: Step, layer: Any) -> list[Tensor]:
-    """Of experts: each device sorts the tokens of its rows."""
-    chosen, inner = step.length * layer.top_k, (("mlp", layer.intermediate_dim),)
+    """Of experts: each device sorts the tokens of its rows, and has room for all of them, whichever experts it has."""
+    chosen, inner = step.length * layer.top_k, (("inner", layer.intermediate_dim),)
     kept, mask = _kept(step, layer.activation)
     found = [
         step.stream("experts: input"),
@@ -228,21 +228,34 @@ def block(step: Step, layer: Any, cross: bool = False, queries: int | None = Non
 
 def saved(described: Described, job: Job) -> list[Tensor]:
     """All that is kept until the gradients are computed."""
+    return [tensor for tensors in (*of_blocks(described, job), of_ends(described, job)) for tensor in tensors]
+
+
+def of_blocks(described: Described, job: Job) -> list[list[Tensor]]:
+    """What each block keeps, in the order in which blocks compute."""
+    step, only = Step(described, job), places(described)
+    found = []
+    for blocks, cross in stacks(described):
+        for index, layer in enumerate(blocks):
+            if job.remat:
+                tensors = [step.stream("input of a block")]
+            else:
+                tensors = block(step, layer, cross, only if index == len(blocks) - 1 else None)
+            found.append(_without_masks(job, tensors))
+    return found
+
+
+def of_ends(described: Described, job: Job) -> list[Tensor]:
+    """What is kept outside of blocks: by embeddings, final norms, the head and the loss."""
     step, backbone = Step(described, job), described.backbone
     found: list[Tensor] = []
-    only = places(described)
-    for prefix, (blocks, cross) in zip(("", "decoder_"), stacks(described), strict=False):
+    for prefix, _ in zip(("", "decoder_"), stacks(described), strict=False):
         if getattr(backbone, f"{prefix}embedding_norm") is not None:
             found += [*norm(step, "norm of embeddings"), step.stream("embeddings")]
         if described.config.dropout:
             found.append(step.stream("dropout mask of embeddings", "bool"))
-        for index, layer in enumerate(blocks):
-            if job.remat:
-                found.append(step.stream("input of a block"))
-            else:
-                found += block(step, layer, cross, only if index == len(blocks) - 1 else None)
         if getattr(backbone, f"{prefix}final_norm") is not None:
-            found += norm(step, "final norm", only)
+            found += norm(step, "final norm", places(described))
     if backbone.patch_embedding is not None:
         height, width, channels = described.config.patch_shape or (0, 0, 0)
         found.append(step.tensor("patches", (("pixels", height * width * channels),)))
@@ -254,13 +267,45 @@ def _without_masks(job: Job, tensors: list[Tensor]) -> list[Tensor]:
     return [tensor for tensor in tensors if not (job.jit_compile and tensor.dtype == "bool")]
 
 
-def recomputed(described: Described, job: Job) -> list[Tensor]:
-    """With recomputation, what the largest block's second pass keeps while its gradients are computed."""
-    if not job.remat:
-        return []
+def recomputed(described: Described, job: Job) -> list[list[Tensor]]:
+    """With recomputation, what each block's second pass keeps while its gradients are computed; nothing without."""
     step = Step(described, job)
-    each = [_without_masks(job, block(step, layer, cross)) for blocks, cross in stacks(described) for layer in blocks]
-    return max(each, key=lambda tensors: sum(tensor.bytes() for tensor in tensors))
+    return [
+        _without_masks(job, block(step, layer, cross)) if job.remat else []
+        for blocks, cross in stacks(described)
+        for layer in blocks
+    ]
+
+
+def slopes(described: Described, job: Job) -> list[list[Tensor]]:
+    """Of each block, the largest gradients by activations that are there together: of the feed-forward, or of attention."""
+    step, only = Step(described, job), places(described)
+    found = []
+    for blocks, _ in stacks(described):
+        for index, layer in enumerate(blocks):
+            queries = only if index == len(blocks) - 1 else None
+            scores = (("heads", layer.attention.num_heads), ("keys", step.length))
+            attends = [step.stream("gradient of attention's input")]
+            if job.kernel == "dense":
+                attends.append(step.tensor("gradient of scores", scores, "float32", length=queries))
+            found.append(max(attends, _feed_forward_slopes(step, layer.feed_forward, queries), key=total))
+    return found
+
+
+def _feed_forward_slopes(step: Step, layer: Any, queries: int | None) -> list[Tensor]:
+    if isinstance(layer, MixtureOfExperts):
+        chosen = step.length * layer.top_k
+        return [
+            step.tensor(
+                "gradient of experts, inner", (("inner", layer.intermediate_dim),), None, 1 + layer.gated, chosen
+            ),
+            step.stream("gradients by expert", count=2, length=chosen),
+        ]
+    inner = (("mlp", layer.intermediate_dim),)
+    return [
+        step.tensor("gradient of the second product's input", inner, count=1 + layer.gated, length=queries),
+        step.stream("gradient of the feed-forward's input", length=queries),
+    ]
 
 
 def casts(step: Step) -> list[Tensor]:

@@ -61,7 +61,7 @@ def _gradients(step: Step, way: Way) -> list[Collective]:
     model, config = described.model, described.config
     sizes = []
     language = isinstance(model, LanguageModel)
-    tables = _tables(described)
+    tables = described.tables
     for variable in described.weights:
         axes = variable.axes or ()
         if not variable.trainable:
@@ -89,19 +89,12 @@ def _gradients(step: Step, way: Way) -> list[Collective]:
     ]
 
 
-def _tables(described: Described) -> set[str]:
-    """Paths of the tables that tokens are looked up in."""
-    embedding = described.backbone.token_embedding
-    table = None if embedding is None else getattr(embedding.table, "_embeddings", None)
-    return set() if table is None else {table.path}
-
-
 def _gathered(step: Step, way: Way) -> list[Collective]:
     """Weights that fsdp splits, made whole again where they are used: once, as the backward pass finds them there."""
     if not way.fsdp:
         return []
     described, language = step.described, isinstance(step.described.model, LanguageModel)
-    tables = _tables(described)
+    tables = described.tables
     looks_apart = _looks_apart(step, way)
     sizes = []
     for variable in described.weights:
@@ -132,7 +125,7 @@ def _looks_apart(step: Step, way: Way) -> bool:
     return any(
         set(way.rules.spec(v.path, v.shape, v.axes)) == {"data", "model"}
         for v in step.described.weights
-        if v.path in _tables(step.described)
+        if v.path in step.described.tables
     )
 
 
@@ -195,14 +188,13 @@ def _uneven_heads(step: Step, way: Way, layer: Any, rows: int) -> list[Collectiv
 
 
 def _split_experts(step: Step, way: Way, layer: Any) -> list[Collective]:
-    """Experts split over "model": each device computes its experts' tokens, and sums are over all of its rows."""
-    chosen = step.tokens // way.data * layer.top_k * itemsize(step.dtype)
-    gates = 1 if layer.gated else 0
+    """Experts split over "model": each device computes what its experts make of all of its rows' tokens."""
+    tokens = step.tokens // way.data
+    stream, passes = tokens * step.width * itemsize(step.dtype), 2 if step.job.remat else 1
     return [
-        Collective(
-            "all-reduce", "model", "experts, inner", 3 + gates, (3 + gates) * chosen * layer.intermediate_dim, 3
-        ),
-        Collective("all-reduce", "model", "experts, outer", 3 + gates, (3 + gates) * chosen * step.width, 3),
+        Collective("all-reduce", "model", "experts, forward", passes, passes * stream, passes),
+        Collective("all-reduce", "model", "experts, backward", 1, stream, 1),
+        Collective("all-reduce", "model", "weights of a token's experts, backward", 1, tokens * layer.top_k * 4, 1),
     ]
 
 

@@ -72,6 +72,13 @@ class Described:
         return getattr(self.model, "backbone", self.model)
 
     @property
+    def tables(self) -> set[str]:
+        """Paths of the tables that tokens are looked up in."""
+        embedding = self.backbone.token_embedding
+        table = None if embedding is None else getattr(embedding.table, "_embeddings", None)
+        return set() if table is None else {table.path}
+
+    @property
     def parameters(self) -> int:
         """As `count_params` of the model gives them."""
         return int(self.model.count_params())

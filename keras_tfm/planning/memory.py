@@ -6,40 +6,29 @@ import math
 from typing import Any
 
 from keras_tfm.planning import activations
-from keras_tfm.planning.described import Described, Variable, itemsize
+from keras_tfm.planning.described import Described, itemsize
 from keras_tfm.planning.job import Job
-from keras_tfm.planning.tensors import total
+from keras_tfm.planning.moments import held, moments
 from keras_tfm.planning.ways import Way
 
 # The parts of a step's memory, in the order in which they are shown.
-PARTS = ("weights", "gradients", "optimizer", "activations", "recomputed", "loss", "gathered")
-
-
-def held(variables: tuple[Variable, ...], way: Way) -> int:
-    """Bytes that one device has of variables."""
-    return sum(math.prod(way.rules.shard(v.path, v.shape, v.axes)) * itemsize(v.dtype) for v in variables)
+PARTS = ("weights", "gradients", "optimizer", "activations", "recomputed", "passing", "gathered")
 
 
 def training(described: Described, job: Job, way: Way) -> dict[str, int]:
-    """Bytes on one device, by the parts in `PARTS`.
+    """Bytes on one device when a step holds most, by the parts in `PARTS`.
 
     weights, optimizer: As `layout_report` gives them.
-    gradients: Of the trainable weights, as they are split.
-    activations: What the forward pass keeps (`activations.saved`).
-    recomputed: With recomputation, what one block's second pass keeps.
-    loss: Logits and their gradient, or a chunk of them.
+    gradients, activations, recomputed, passing: Of that moment (`moments`).
     gathered: Weights that fsdp makes whole: all of them, kept until the backward pass; with recomputation a block's.
     """
-    trained = tuple(variable for variable in described.weights if variable.trainable)
-    return {
+    found = max(moments(described, job, way), key=lambda moment: sum(moment.values()))
+    found |= {
         "weights": held(described.weights, way),
-        "gradients": held(trained, way),
         "optimizer": held(described.slots, way),
-        "activations": total(activations.saved(described, job), way),
-        "recomputed": total(activations.recomputed(described, job), way),
-        "loss": total(activations.passing(described, job, way.data), way),
         "gathered": _gathered(described, job, way),
     }
+    return {part: found[part] for part in PARTS}
 
 
 def _gathered(described: Described, job: Job, way: Way) -> int:

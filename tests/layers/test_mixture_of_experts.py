@@ -10,6 +10,7 @@ from keras import ops
 
 import keras_tfm as tfm
 from keras_tfm.layers import FeedForward, MixtureOfExperts
+from keras_tfm.ops import grouped_loops
 from keras_tfm.ops.backend import recording
 from keras_tfm.ops.experts import grouped_product
 
@@ -96,8 +97,9 @@ def test_one_expert_is_a_feed_forward_layer():
 
 def test_grouped_products_of_empty_and_full_groups():
     kernel, rows = normal(4, 8, 3), normal(6, 8, seed=1)
-    for sizes in ([0, 6, 0, 0], [1, 2, 0, 3], [6, 0, 0, 0]):
+    for sizes in ([0, 6, 0, 0], [1, 2, 0, 3], [6, 0, 0, 0], [0, 0, 0, 0]):
         groups = np.repeat(np.arange(4), sizes)
+        rows = rows[: len(groups)]
         expected = np.einsum("ri,rio->ro", rows, kernel[groups])
         result, (to_rows, to_kernel) = gradients(
             lambda x, k, sizes=sizes: grouped_product(x, k, ops.convert_to_tensor(np.array(sizes, "int32"))),
@@ -136,11 +138,72 @@ def test_shapes_may_have_to_be_known(groups, sizes):
         assert_close(written(rows, kernel, given), expected, 1e-5)
 
 
-def test_keras_does_not_compile_it_where_it_cannot():
+@pytest.mark.skipif(BACKEND == "torch", reason="loops are for XLA")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("known", [True, False])
+def test_loops_over_tiles_of_rows(dtype, known):
+    """Groups of less than a tile, of several and a part, of none; rows of no group; the last tile beginning early."""
+    rows, width, out = 613, 12, 7
+    x, kernel, by = normal(rows, width), normal(6, width, out), normal(rows, out, seed=2)
+
+    def of(x, kernel, by, sizes):
+        given = [ops.cast(a, dtype) for a in (x, kernel)]
+        if BACKEND == "jax":
+            import jax
+
+            output, back = jax.vjp(lambda x, kernel: grouped_loops.product(x, kernel, sizes), *given)
+            return output, *back(ops.cast(by, dtype))
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            output = grouped_loops.product(*given, sizes)
+        return output, *tape.gradient(output, given, ops.cast(by, dtype))
+
+    if BACKEND == "jax":
+        import jax
+
+        run = jax.jit(of)
+    else:
+        import tensorflow as tf
+
+        shapes = [[rows if known else None, width], kernel.shape, [rows if known else None, out]]
+        signature = [tf.TensorSpec(shape) for shape in shapes] + [tf.TensorSpec([6], "int32")]
+        run = tf.function(of, signature, jit_compile=True)
+    for sizes in ([300, 0, 31, 256, 25, 1], [0, 0, 0, 0, 0, 613], [64, 64, 64, 64, 64, 64]):
+        groups = np.repeat(np.arange(6), sizes)
+        used = len(groups)
+        output, to_x, to_kernel = (numpy(ops.cast(a, "float32")) for a in run(x, kernel, by, np.array(sizes, "int32")))
+        tolerance = 1e-5 if dtype == "float32" else 3e-2
+        chosen = kernel[groups]
+        summed = np.zeros_like(kernel)
+        np.add.at(summed, groups, np.einsum("ri,ro->rio", x[:used], by[:used]))
+        for found, expected in (
+            (output[:used], np.einsum("ri,rio->ro", x[:used], chosen)),
+            (to_x[:used], np.einsum("ro,rio->ri", by[:used], chosen)),
+            (to_kernel, summed),
+        ):
+            assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("jit_compile", ["auto", True])
+def test_it_trains_compiled_and_not(jit_compile):
+    if BACKEND == "torch" and jit_compile is True:
+        pytest.skip("Inductor takes a minute; tests/training compiles a model")
     inputs = keras.Input((5, 16))
-    model = keras.Model(inputs, MixtureOfExperts(4, 2, 8)(inputs))
-    model.compile("sgd", "mse")
-    model.fit(normal(2, 5, 16), normal(2, 5, 16), verbose=0)
+    model = keras.Model(inputs, MixtureOfExperts(4, 2, 8, seed=1)(inputs))
+    model.set_weights([normal(*weight.shape, seed=i) for i, weight in enumerate(model.get_weights())])
+    x, y = normal(2, 5, 16), normal(2, 5, 16, seed=1)
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=jit_compile)
+    model.fit(x, y, verbose=0)
+    plain = keras.Model(inputs, model.output)
+    assert np.isfinite(plain.predict(x, verbose=0)).all()
+    once = [np.array(weight) for weight in model.get_weights()]
+    model.set_weights([normal(*weight.shape, seed=i) for i, weight in enumerate(model.get_weights())])
+    model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+    model.fit(x, y, verbose=0)
+    for found, expected in zip(once, model.get_weights(), strict=True):
+        assert_close(found, expected, 1e-5)
 
 
 def test_experts_start_unequal_and_at_the_scale_of_a_layer():

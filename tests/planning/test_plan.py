@@ -21,6 +21,8 @@ from keras_tfm.distribution import plan
 from keras_tfm.planning import activations, memory
 from keras_tfm.planning.described import describe
 from keras_tfm.planning.job import Job
+from keras_tfm.planning.moments import moments
+from keras_tfm.planning.tensors import total
 from keras_tfm.planning.ways import Way
 
 WORKER = Path(__file__).with_name("measured.py")
@@ -65,8 +67,6 @@ def test_collectives_are_those_of_the_compiled_program():
 @on_jax
 def test_a_step_on_a_mesh_takes_what_is_planned():
     for row in measured()["meshes"]:
-        if row["model"] == "experts":  # each computes every token on a CPU
-            continue
         predicted, found = row["step"]
         assert predicted == pytest.approx(found, rel=0.1), row
 
@@ -82,7 +82,7 @@ def test_what_is_kept_for_the_gradients_is_what_jax_keeps():
 def test_a_compiled_step_keeps_of_a_block_what_is_planned():
     for row in measured()["blocks"]:
         predicted, found = row["adds"]
-        assert predicted == pytest.approx(found, rel=0.01), row
+        assert predicted == pytest.approx(found, rel=0.05 if "experts" in row["block"] else 0.01), row
 
 
 @on_jax
@@ -168,12 +168,45 @@ options = st.fixed_dictionaries(
 @settings(max_examples=40, deadline=None)
 def test_more_devices_never_need_more_of_each(name, given_options, data, model, fsdp):
     job = Job(64, **given_options)
-    few = memory.training(described(name), job, Way(data, model, fsdp and data > 1))
+
+    def of(way):
+        parts = memory.training(described(name), job, way)
+        return [
+            {part: parts[part] for part in ("weights", "optimizer", "gathered")},
+            *moments(described(name), job, way),
+        ]
+
+    few = of(Way(data, model, fsdp and data > 1))
     for more in (Way(2 * data, model, fsdp), Way(data, 2 * model, fsdp and data > 1)):
         if more.model <= (2 if name == "encoder" else 8):  # bert:tiny has two heads
-            many = memory.training(described(name), job, more)
-            gathers = few["gathered"] == 0 < many["gathered"]
-            assert all(many[part] <= few[part] for part in few if not (gathers and part == "gathered")), (few, many)
+            many = of(more)
+            if few[0]["gathered"] == 0 < many[0]["gathered"]:
+                del many[0]["gathered"]
+            assert all(b[part] <= a[part] for a, b in zip(few, many, strict=True) for part in b), (few, many)
+
+
+@given(st.sampled_from(sorted(MODELS)), options, st.sampled_from([1, 8, 64]))
+@settings(max_examples=30, deadline=None)
+def test_gradients_come_as_activations_go(name, given_options, rows):
+    job, way = Job(rows, **given_options), Way(1)
+    found, parts = moments(described(name), job, way), memory.training(described(name), job, way)
+    gradients, kept = ([moment[part] for moment in found] for part in ("gradients", "activations"))
+    assert gradients[:-1] == sorted(gradients[:-1])
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] == total(activations.saved(described(name), job))
+    assert kept[-1] == 0
+    trained = sum(variable.bytes for variable in described(name).weights if variable.trainable)
+    assert gradients[-1] == trained
+    most = max(sum(moment.values()) for moment in found)
+    assert sum(parts.values()) == most + parts["weights"] + parts["optimizer"]
+
+
+def test_blocks_that_share_their_weights_share_a_gradient():
+    shared, apart = (
+        moments(describe(tfm.models.gpt(**TINY, layer_groups=groups)), Job(8, 16), Way(1)) for groups in (1, None)
+    )
+    assert len(shared) == len(apart) == 4
+    assert shared[1]["gradients"] == shared[2]["gradients"] == apart[1]["gradients"] < apart[2]["gradients"]
 
 
 @given(st.sampled_from(sorted(MODELS)), options, st.sampled_from([8, 32, 64]))
@@ -181,8 +214,7 @@ def test_more_devices_never_need_more_of_each(name, given_options, data, model, 
 def test_remat_and_fused_kernels_never_keep_more(name, given_options, rows):
     def kept(**changes):
         job = Job(rows, **{**given_options, **changes})
-        parts = memory.training(described(name), job, Way(1))
-        return parts["activations"] + parts["recomputed"]
+        return max(moment["activations"] + moment["recomputed"] for moment in moments(described(name), job, Way(1)))
 
     assert kept(jit_compile=True) <= kept(jit_compile=False)
     assert kept(remat=True) <= kept(remat=False)

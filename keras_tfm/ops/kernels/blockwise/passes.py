@@ -12,7 +12,7 @@ from keras_tfm.ops import random
 from keras_tfm.ops.backend import NAME, Tensor
 from keras_tfm.ops.kernels.blockwise import blocks
 from keras_tfm.ops.kernels.blockwise.blocks import Settings
-from keras_tfm.ops.kernels.blockwise.loops import add, loop, put, stack, stacked
+from keras_tfm.ops.loops import add, loop, put, stack, stacked
 
 NOTHING = -1e30  # the logit of a key that is not seen
 
