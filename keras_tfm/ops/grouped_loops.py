@@ -14,8 +14,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_tfm.ops import loops
 from keras_tfm.ops.backend import NAME, Tensor, static_shape
-from keras_tfm.ops.loops import loop
 
 # Rows of a tile: half of a group's, as far as products are quick and their sums do not take longer than they do.
 LEAST, MOST = 32, 256
@@ -32,10 +32,6 @@ def _tile(x: Tensor, groups: int) -> Any:
     if rows is None:
         return ops.maximum(ops.minimum(ops.shape(x)[0], MOST // 2), 1)
     return max(1, min(rows, MOST, max(LEAST, 1 << round(math.log2(max(1.0, rows / groups / 2))))))
-
-
-def _rows(x: Tensor, at: Tensor, tile: Any) -> Tensor:
-    return ops.slice(x, (at, 0), (tile, x.shape[1]))
 
 
 def _room(shape: tuple, dtype: Any, *after: Tensor) -> Tensor:
@@ -63,7 +59,7 @@ def _each_tile(
     ends = ops.cumsum(group_sizes)
 
     def of_group(group, carry):
-        last, size = ends[group], group_sizes[group]
+        last, size = loops.block(ends, group), loops.block(group_sizes, group)
         first = last - size
         read, more = begin(group)
 
@@ -74,9 +70,9 @@ def _each_tile(
             mine = ops.logical_and(places >= wanted, places < last)
             return step(read, at, mine[:, None], carried)
 
-        return end(group, loop((size + tile - 1) // tile, of_tile, (*carry, *more)))
+        return end(group, loops.loop((size + tile - 1) // tile, of_tile, (*carry, *more)))
 
-    return loop(group_sizes.shape[0], of_group, carry)
+    return loops.loop(group_sizes.shape[0], of_group, carry)
 
 
 def forward(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
@@ -85,12 +81,14 @@ def forward(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
 
     def step(matrix, at, mine, carried):
         (found,) = carried
-        new = ops.where(mine, ops.matmul(_rows(x, at, tile), matrix), _rows(found, at, tile))
+        new = ops.where(mine, ops.matmul(loops.rows(x, at, tile), matrix), loops.rows(found, at, tile))
         return (ops.slice_update(found, (at, 0), new),)
 
+    def begin(group):
+        return loops.block(kernel, group), ()
+
     carry = (_room((rows, kernel.shape[2]), x.dtype, x, kernel),)
-    (found,) = _each_tile(tile, rows, group_sizes, lambda g: (kernel[g], ()), step, lambda _, carried: carried, carry)
-    return found
+    return _each_tile(tile, rows, group_sizes, begin, step, lambda _, carried: carried, carry)[0]
 
 
 def backward(x: Tensor, kernel: Tensor, group_sizes: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,9 +99,9 @@ def backward(x: Tensor, kernel: Tensor, group_sizes: Tensor, by: Tensor) -> tupl
 
     def step(matrix, at, mine, carried):
         by_x, by_kernel, by_matrix = carried
-        slope = ops.where(mine, _rows(by, at, tile), ops.zeros((), by.dtype))
-        new = ops.where(mine, ops.matmul(slope, ops.transpose(matrix)), _rows(by_x, at, tile))
-        by_matrix = by_matrix + ops.cast(ops.matmul(ops.transpose(_rows(x, at, tile)), slope), wide)
+        slope = ops.where(mine, loops.rows(by, at, tile), ops.zeros((), by.dtype))
+        new = ops.where(mine, ops.matmul(slope, ops.transpose(matrix)), loops.rows(by_x, at, tile))
+        by_matrix = by_matrix + ops.cast(ops.matmul(ops.transpose(loops.rows(x, at, tile)), slope), wide)
         return ops.slice_update(by_x, (at, 0), new), by_kernel, by_matrix
 
     def end(group, carried):
@@ -111,7 +109,7 @@ def backward(x: Tensor, kernel: Tensor, group_sizes: Tensor, by: Tensor) -> tupl
         return by_x, ops.slice_update(by_kernel, (group, 0, 0), ops.cast(by_matrix, kernel.dtype)[None])
 
     carry = _room((rows, x.shape[1]), x.dtype, by), _room(kernel.shape, kernel.dtype, by)
-    return _each_tile(tile, rows, group_sizes, lambda g: (kernel[g], (empty,)), step, end, carry)
+    return _each_tile(tile, rows, group_sizes, lambda g: (loops.block(kernel, g), (empty,)), step, end, carry)
 
 
 def _jax(x, kernel, group_sizes):

@@ -50,6 +50,27 @@ def stack(count: int | Tensor, like: Tensor, dtype: Any, filled: bool = False) -
     return room.unstack(tf.zeros(tf.concat([[count], tf.shape(like)], 0), dtype)) if filled else room
 
 
+def block(blocks: Tensor, i: int | Tensor) -> Tensor:
+    """Block i of (blocks, ...); i may be any number that comes out of a computation.
+
+    TensorFlow's own indexing and slicing have XLA compile once for each value of such a number.
+    """
+    if NAME != "tensorflow":
+        return blocks[i]
+    import tensorflow as tf
+
+    return tf.gather(blocks, i)
+
+
+def rows(x: Tensor, first: Tensor, count: int | Tensor) -> Tensor:
+    """So many rows of (rows, width), from a computed one on, as `block`."""
+    if NAME != "tensorflow":
+        return ops.slice(x, (first, 0), (count, x.shape[1]))
+    from tensorflow.compiler.tf2xla.python import xla
+
+    return xla.dynamic_slice(x, (first, 0), (count, x.shape[1]))
+
+
 def put(blocks: Any, i: int | Tensor, value: Tensor) -> Any:
     """Block i becomes a value."""
     if NAME == "jax":

@@ -144,7 +144,8 @@ def test_shapes_may_have_to_be_known(groups, sizes):
 def test_loops_over_tiles_of_rows(dtype, known):
     """Groups of less than a tile, of several and a part, of none; rows of no group; the last tile beginning early."""
     rows, width, out = 613, 12, 7
-    x, kernel, by = normal(rows, width), normal(6, width, out), normal(rows, out, seed=2)
+    given = normal(rows, width), normal(6, width, out), normal(rows, out, seed=2)
+    x, kernel, by = (numpy(ops.cast(ops.cast(a, dtype), "float32")) for a in given)  # as the dtype has them
 
     def of(x, kernel, by, sizes):
         given = [ops.cast(a, dtype) for a in (x, kernel)]
@@ -174,7 +175,7 @@ def test_loops_over_tiles_of_rows(dtype, known):
         groups = np.repeat(np.arange(6), sizes)
         used = len(groups)
         output, to_x, to_kernel = (numpy(ops.cast(a, "float32")) for a in run(x, kernel, by, np.array(sizes, "int32")))
-        tolerance = 1e-5 if dtype == "float32" else 3e-2
+        tolerance = 1e-5 if dtype == "float32" else 2.0**-8  # of a result; sums are wider
         chosen = kernel[groups]
         summed = np.zeros_like(kernel)
         np.add.at(summed, groups, np.einsum("ri,ro->rio", x[:used], by[:used]))

@@ -9,6 +9,7 @@ from keras import ops
 from keras_tfm.ops import masks
 from keras_tfm.ops.backend import Tensor, static_shape
 from keras_tfm.ops.kernels.request import Request, allowed
+from keras_tfm.ops.loops import block
 
 FAR = 2**30  # beyond every position and segment
 
@@ -190,18 +191,18 @@ def any_mask(s: Settings, words: dict[str, Tensor]) -> bool:
 def mask(s: Settings, words: dict[str, Tensor], query: int | Tensor, key: int | Tensor) -> Tensor | None:
     """Who may attend to whom in a pair of blocks, broadcastable to (batch, kv_heads, groups, queries, keys), or None."""
     part = allowed(
-        query_positions=words["query_positions"][query],
-        key_positions=words["key_positions"][key],
+        query_positions=block(words["query_positions"], query),
+        key_positions=block(words["key_positions"], key),
         causal=s.causal,
         window=s.window,
         global_tokens=s.global_tokens,
-        valid=words["valid"][key] if "valid" in words else None,
-        query_segment_ids=words["query_segments"][query] if "query_segments" in words else None,
-        key_segment_ids=words["key_segments"][key] if "key_segments" in words else None,
+        valid=block(words["valid"], key) if "valid" in words else None,
+        query_segment_ids=block(words["query_segments"], query) if "query_segments" in words else None,
+        key_segment_ids=block(words["key_segments"], key) if "key_segments" in words else None,
     )
     part = None if part is None else part[:, None]  # (batch or 1, 1, 1, queries or 1, keys)
     if "mask" in words:
-        given = words["mask"][query][key]
+        given = block(block(words["mask"], query), key)
         batch, _, queries, keys = ops.shape(given)
         each = (s.kv_heads, s.groups) if words["mask"].shape[3] != 1 else (1, 1)
         part = masks.combine(part, ops.reshape(given, (batch, *each, queries, keys)))

@@ -12,7 +12,7 @@ from keras_tfm.ops import random
 from keras_tfm.ops.backend import NAME, Tensor
 from keras_tfm.ops.kernels.blockwise import blocks
 from keras_tfm.ops.kernels.blockwise.blocks import Settings
-from keras_tfm.ops.loops import add, loop, put, stack, stacked
+from keras_tfm.ops.loops import add, block, loop, put, stack, stacked
 
 NOTHING = -1e30  # the logit of a key that is not seen
 
@@ -39,11 +39,11 @@ def _over_keys(s: Settings, words: dict, i: Any, pair: Callable[..., tuple], car
 
     Blocks that all of its queries see come first, and are spared the making of a mask.
     """
-    whole = words["whole"][i]
+    whole = block(words["whole"], i)
     carry = loop(whole, lambda t, carry: pair(t, carry, False), carry)
     if not blocks.any_mask(s, words):
         return carry
-    return loop(words["count"][i] - whole, lambda t, carry: pair(whole + t, carry, True), carry)
+    return loop(block(words["count"], i) - whole, lambda t, carry: pair(whole + t, carry, True), carry)
 
 
 def _logits(
@@ -80,19 +80,19 @@ def forward(s: Settings, query: Tensor, key: Tensor, value: Tensor, sinks: Tenso
     zeros = ops.matmul(zero, ops.zeros_like(value[0][..., :1, :], dtype=wide))
 
     def rows(i, carry):
-        mine = query[i]
+        mine = block(query, i)
 
         def pair(t, carry, masked):
             high, total, found = carry
-            j = order[i, t]
-            logits, _ = _logits(s, mine, key[j], words, i, j, masked)
+            j = block(block(order, i), t)
+            logits, _ = _logits(s, mine, block(key, j), words, i, j, masked)
             higher = ops.maximum(high, ops.max(logits, axis=-1, keepdims=True))
             weights = ops.exp(logits - higher)
             shrink = ops.exp(high - higher)
             total = total * shrink + ops.sum(weights, axis=-1, keepdims=True)
             if s.dropout:
                 weights = random.dropout_again(weights, s.dropout, state, i * order.shape[1] + j)
-            found = found * shrink + ops.cast(ops.matmul(ops.cast(weights, dtype), value[j]), wide)
+            found = found * shrink + ops.cast(ops.matmul(ops.cast(weights, dtype), block(value, j)), wide)
             return higher, total, found
 
         high, total, found = _over_keys(s, words, i, pair, (zero + NOTHING, zero, zeros))
@@ -128,15 +128,15 @@ def backward(s: Settings, arguments: tuple, saved: Any, by: Any) -> tuple[Tensor
     order, dtype, wide = words["order"], query.dtype, _wide(query)
 
     def rows(i, carry):
-        mine, slope, normalizer = query[i], by[i], normalizers[i]
-        along = ops.sum(ops.cast(slope, wide) * ops.cast(outputs[i], wide), axis=-1, keepdims=True)
+        mine, slope, normalizer = (block(x, i) for x in (query, by, normalizers))
+        along = ops.sum(ops.cast(slope, wide) * ops.cast(block(outputs, i), wide), axis=-1, keepdims=True)
 
         def pair(t, carry, masked):
             by_query, by_key, by_value = carry
-            j = order[i, t]
-            logits, raw = _logits(s, mine, key[j], words, i, j, masked)
+            j = block(block(order, i), t)
+            logits, raw = _logits(s, mine, block(key, j), words, i, j, masked)
             weights = ops.exp(logits - normalizer)
-            by_weights = ops.cast(ops.matmul(slope, ops.swapaxes(value[j], -1, -2)), wide)
+            by_weights = ops.cast(ops.matmul(slope, ops.swapaxes(block(value, j), -1, -2)), wide)
             kept = weights
             if s.dropout:
                 part = i * order.shape[1] + j
@@ -148,7 +148,7 @@ def backward(s: Settings, arguments: tuple, saved: Any, by: Any) -> tuple[Tensor
             by_logits = ops.cast(by_logits, dtype)
             by_value = add(by_value, j, ops.matmul(ops.swapaxes(ops.cast(kept, dtype), -1, -2), slope))
             by_key = add(by_key, j, ops.matmul(ops.swapaxes(by_logits, -1, -2), mine))
-            return by_query + ops.cast(ops.matmul(by_logits, key[j]), wide), by_key, by_value
+            return by_query + ops.cast(ops.matmul(by_logits, block(key, j)), wide), by_key, by_value
 
         by_query, *others = _over_keys(s, words, i, pair, (ops.zeros_like(mine, dtype=wide), *carry[1:3]))
         by_sinks = carry[3]
