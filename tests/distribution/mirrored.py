@@ -22,6 +22,7 @@ import keras_tfm as tfm
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # each program runs a few times
 STRATEGY = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(4)])
 
 SIZES = dict(num_layers=1, hidden_dim=16, num_heads=2, vocabulary_size=64, max_sequence_length=16, dropout=0.0)

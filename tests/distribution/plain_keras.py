@@ -16,6 +16,7 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # each program runs a few times
 STRATEGY = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(4)])
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(16, 8)).astype("float32")
