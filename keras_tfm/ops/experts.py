@@ -45,10 +45,10 @@ def grouped_product(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:
 
 
 def _groups(x: Tensor, group_sizes: Tensor) -> Tensor:
-    """(rows,): each row's group."""
+    """(rows,): each row's group; the last one for rows of none, so that all they come to is finite."""
     ends = ops.cumsum(ops.cast(group_sizes, "int32"))
     places = ops.arange(ops.shape(x)[0], dtype="int32")
-    return ops.sum(ops.cast(ends[None, :] <= places[:, None], "int32"), axis=1)
+    return ops.sum(ops.cast(ends[None, :-1] <= places[:, None], "int32"), axis=1)
 
 
 def _of_all_rows(x: Tensor, kernel: Tensor, group_sizes: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def by_device(
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
 
-    mesh = (shared or parted or (None,))[0]
+    mesh = next(found[0] for found in (shared, parted) if found is not None)
     axis, part = (None if found is None else found[1] for found in (shared, parted))
 
     def of_one(*arguments: Any) -> tuple[Any, ...]:
