@@ -1,7 +1,7 @@
 """Products of rows with their group's matrix, in loops over groups and tiles of their rows; the gradient is written here.
 
 A program of fixed shapes that computes no more than it must, up to a tile a group. XLA's own, on a CPU, multiplies all rows
-with each group's matrix (`benchmarks.experts` times both). The tiling is that of MegaBlocks (Gale et al. 2022, section 5.1),
+with each group's matrix (`benchmarks.experts` times both). The tiling is that of MegaBlocks (Gale et al. 2022, 5.1),
 but that tiles begin where their group does.
 """
 
