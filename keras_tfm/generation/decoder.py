@@ -205,22 +205,21 @@ class Decoder:
 
         key = (once, *shapes(state), *names(arrays), None if context_mask is None else context_mask.shape)
         if NAME == "torch":
-
-            def going(state):
-                return int(state["step"]) < until and not bool(state["done"].all())
-
             if "sampler" in state:  # whose random state cannot be recorded
-                while going(state):
+                while is_going(state, until):
                     state = eagerly(once, state, arrays, context_mask)
+                return state
+            if not is_going(state, until):
                 return state
 
             like = keras.tree.map_structure(lambda x: Shaped(tuple(x.shape)), state)  # the program outlives the state
 
-            def step(slim, arrays, context_mask):
-                return carried(once(whole(slim, like, once.decoders), arrays, context_mask), once.decoders)
+            def step(slim, arrays, context_mask, until):
+                after = once(whole(slim, like, once.decoders), arrays, context_mask)
+                return is_going(after, until), carried(after, once.decoders)
 
             program = self.program("once", step, *key, variables=variables, inductor=self.inductor)
-            slim = program.repeat(going, kept, carried(state, once.decoders), arrays, context_mask)
+            slim = program.repeat(kept, carried(state, once.decoders), arrays, context_mask, np.int32(until))
             return whole(slim, like, once.decoders)
         return self.program("loop", loop, *key, variables=variables)(state, arrays, context_mask, np.int32(until))
 
@@ -269,13 +268,17 @@ def while_going(step: Any, state: State, until: Any, decoders: dict[str, Decoder
         return tuple(state[name] for name in fixed)
 
     def going(*values):
-        now = given(values)
-        return ops.logical_and(now["step"] < until, ops.logical_not(ops.all(now["done"])))
+        return is_going(given(values), until)
 
     def body(*values):
         return slim(step(whole(given(values), state, decoders)))
 
     return whole(given(ops.while_loop(going, body, slim(state))), state, decoders)
+
+
+def is_going(state: State, until: Any) -> Any:
+    """Whether there are tokens left to choose, a boolean tensor without dimensions."""
+    return ops.logical_and(state["step"] < until, ops.logical_not(ops.all(state["done"])))
 
 
 def carried(state: State, decoders: dict[str, Decoder]) -> State:

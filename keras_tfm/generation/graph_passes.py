@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,6 @@ SMALL = 1 << 20
 # measured for 3 to 16 rows (8192 x 256 and 8 rows: 440 and 191 microseconds). A copy of it is made in each call, so it is
 # not to be large; for larger ones the product is turned about, which helps from 6 rows on.
 FEW_ROWS, TURNED, COPIED = range(3, 17), range(6, 17), 1 << 24
-LEAST = -60.0  # logarithm of the least part of a softmax
 
 
 def is_in_place(node: Any) -> bool:
@@ -85,7 +83,7 @@ def join_products(graph: Any, changing: set[Any]) -> None:
     joined = [nodes for nodes in groups.values() if len(nodes) > 1]
     if not joined:
         return
-    _fixed_first(graph, changing)
+    fixed_first(graph, changing)
     for nodes in joined:
         widths = [node.args[-1].meta["val"].shape[1] for node in nodes]
         with graph.inserting_before(nodes[0]):
@@ -96,7 +94,7 @@ def join_products(graph: Any, changing: set[Any]) -> None:
             places = itertools.pairwise(itertools.accumulate(widths, initial=0))
             parts = [graph.call_function(aten.slice.Tensor, (product, 1, *place)) for place in places]
         for node, part in zip(nodes, parts, strict=True):
-            _replace(node, part)
+            replace(node, part)
 
 
 def lay_out(graph: Any, changing: set[Any]) -> None:
@@ -120,149 +118,10 @@ def lay_out(graph: Any, changing: set[Any]) -> None:
                 turned = [graph.call_function(aten.permute.default, (part, [1, 0])) for part in node.args]
                 product = graph.call_function(aten.mm.default, (turned[1], turned[0]))
                 found = graph.call_function(aten.permute.default, (product, [1, 0]))
-                _replace(node, found)
+                replace(node, found)
 
 
-def for_inductor(graph: Any) -> None:
-    """Let a CPU's operations be those that Inductor makes quick loops from."""
-    bias_apart(graph)
-    one_row(graph)
-    attention_as_sums(graph)
-    gelu_by_sigmoid(graph)
-    without_denormals(graph)
-
-
-def bias_apart(graph: Any) -> None:
-    """Let a CPU's float32 products with a bias be a product and a sum, which Inductor joins with what follows.
-
-    torch copies the bias to where the product goes first, in a call of its own: at few rows a tenth of a step.
-    """
-    import torch
-
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not aten.addmm.default or node.kwargs:
-            continue
-        bias, rows, matrix = node.args
-        value = rows.meta.get("val")
-        if value is None or value.device.type != "cpu" or value.dtype != torch.float32:
-            continue
-        with graph.inserting_before(node):
-            product = graph.call_function(aten.mm.default, (rows, matrix))
-            found = graph.call_function(aten.add.Tensor, (product, bias))
-        _replace(node, found)
-
-
-def attention_as_sums(graph: Any) -> None:
-    """Let a CPU's attention of one query be sums of products, which Inductor makes loops of its own from.
-
-    torch's kernel calls a library for blocks of keys; at one query that takes longer than reading them.
-    """
-    import torch
-
-    aten = torch.ops.aten
-    kernel = aten._scaled_dot_product_flash_attention_for_cpu.default
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not kernel or len(node.args) != 3:
-            continue
-        query, key, value = node.args  # (batch, heads, 1, head_dim), (batch, heads, keys, head_dim) twice
-        options = dict(node.kwargs)
-        mask, scale = options.pop("attn_mask", None), options.pop("scale", None)
-        shape, others = query.meta["val"].shape, [user for user in node.users if user.args[1] != 0]
-        if options or scale is None or shape[2] != 1 or query.meta["val"].dtype != torch.float32 or others:
-            continue
-        with graph.inserting_before(node):
-            call = graph.call_function
-            scores = call(aten.sum.dim_IntList, (call(aten.mul.Tensor, (query, key)), [-1], True))
-            scores = call(aten.permute.default, (call(aten.mul.Tensor, (scores, scale)), [0, 1, 3, 2]))
-            scores = scores if mask is None else call(aten.add.Tensor, (scores, mask))
-            weights = call(aten.permute.default, (call(aten._softmax.default, (scores, -1, False)), [0, 1, 3, 2]))
-            output = call(aten.sum.dim_IntList, (call(aten.mul.Tensor, (weights, value)), [2], True))
-        for part in list(node.users):
-            _replace(part, output)
-        graph.erase_node(node)
-
-
-def one_row(graph: Any) -> None:
-    """Let a CPU's products of a single row take it as a row of a matrix.
-
-    Inductor gives a dimension of one element, seen through a view, the stride 0, for which torch copies the row first.
-    """
-    import torch
-
-    aten = torch.ops.aten
-    views = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not aten.mm.default or node.args[0].target not in views:
-            continue
-        whole = node.args[0]
-        if whole.meta.get("val") is None or whole.meta["val"].shape[0] != 1:
-            continue
-        while whole.target in views:
-            whole = whole.args[0]
-        value = whole.meta.get("val")
-        if not _is_new(whole) or value is None or value.device.type != "cpu" or max(value.shape) != value.numel():
-            continue
-        width = value.numel()  # whose only dimension but ones it is
-        with graph.inserting_before(node):
-            row = graph.call_function(aten.as_strided.default, (whole, [1, width], [width, 1]))
-        node.args = (row, node.args[1])
-
-
-def gelu_by_sigmoid(graph: Any) -> None:
-    """Let a CPU's float32 GELU in its tanh form be x sigmoid(2 u), which is the same: (1 + tanh u) / 2 = sigmoid(2 u).
-
-    Inductor calls a library for tanh, and has an exponential of its own, in half the time.
-    """
-    import torch
-
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not aten.gelu.default:
-            continue
-        value = node.meta.get("val")
-        if dict(node.kwargs) != {"approximate": "tanh"} or value is None:
-            continue
-        if value.device.type != "cpu" or value.dtype != torch.float32:
-            continue
-        with graph.inserting_before(node):
-            call, x = graph.call_function, node.args[0]
-            cubic = call(aten.mul.Tensor, (call(aten.mul.Tensor, (x, x)), 0.044715))
-            twice = call(aten.mul.Tensor, (x, call(aten.add.Tensor, (cubic, 1.0))))
-            twice = call(aten.mul.Tensor, (twice, 2 * math.sqrt(2 / math.pi)))
-            found = call(aten.mul.Tensor, (x, call(aten.sigmoid.default, (twice,))))
-        _replace(node, found)
-
-
-def without_denormals(graph: Any) -> None:
-    """Let softmaxes have zeros where they would have less than e^-60 of their largest part: 1e-26, far below its rounding.
-
-    A CPU takes some hundred cycles for a number that small, and sharp attention and logits have many of them.
-    """
-    import torch
-
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in (aten._softmax.default, aten._log_softmax.default):
-            continue
-        scores, axis, half = node.args
-        value = scores.meta.get("val")
-        if half or (value is not None and (value.device.type != "cpu" or value.dtype != torch.float32)):
-            continue
-        with graph.inserting_before(node):
-            call = graph.call_function
-            below = call(aten.sub.Tensor, (scores, call(aten.amax.default, (scores, [axis], True))))
-            parts = call(aten.exp.default, (call(aten.clamp_min.default, (below, LEAST)),))
-            parts = call(aten.mul.Tensor, (parts, call(aten.gt.Scalar, (below, LEAST))))
-            total = call(aten.sum.dim_IntList, (parts, [axis], True))
-            if node.target is aten._softmax.default:
-                found = call(aten.div.Tensor, (parts, total))
-            else:
-                found = call(aten.sub.Tensor, (below, call(aten.log.default, (total,))))
-            _replace(node, found)
-
-
-def _replace(node: Any, by: Any) -> None:
+def replace(node: Any, by: Any) -> None:
     """Let what uses a node use another, whose strides may differ: views of it become reshapes."""
     import torch
 
@@ -273,14 +132,14 @@ def _replace(node: Any, by: Any) -> None:
     node.graph.erase_node(node)
 
 
-def _is_new(node: Any) -> bool:
+def is_new(node: Any) -> bool:
     """Whether a node is memory of its own, all of it: no input, and no view, whose place in a tensor is another matter."""
     made = node.args[0] if node.target is operator.getitem else node
     schema = getattr(made.target, "_schema", None)
     return schema is not None and all(part.alias_info is None for part in schema.returns)
 
 
-def _fixed_first(graph: Any, changing: set[Any]) -> None:
+def fixed_first(graph: Any, changing: set[Any]) -> None:
     """Move what does not change in front of what does."""
     first = next(node for node in graph.nodes if node in changing and node.op == "call_function")
     for node in list(graph.nodes):
@@ -318,17 +177,23 @@ def expressions(graph: Any, names: dict[Any, Any], changing: set[Any]) -> dict[A
     return found
 
 
-def overwritten_input(node: Any, inputs: Sequence[Any]) -> int | None:
-    """Which of the inputs a node is, once it was overwritten: the whole of it, in the same order; None for none of them."""
-    found = node
-    while found not in inputs:
-        schema = getattr(found.target, "_schema", None)
-        if schema is None or not found.args or len(schema.returns) != 1 or not schema.arguments:
-            return None
+def memory_of(node: Any) -> Any:
+    """The node whose memory a node is or has a part of: itself, where it made its own."""
+    while True:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not node.args or len(schema.returns) != 1 or not schema.arguments:
+            return node
         alias, first = schema.returns[0].alias_info, schema.arguments[0].alias_info
         if alias is None or first is None or not alias.before_set & first.before_set:
-            return None
-        found = found.args[0]
+            return node
+        node = node.args[0]
+
+
+def overwritten_input(node: Any, inputs: Sequence[Any]) -> int | None:
+    """Which of the inputs a node is, once it was overwritten: the whole of it, in the same order; None for none of them."""
+    found = memory_of(node)
+    if found not in inputs:
+        return None
     shapes = []
     for value in (node.meta.get("val"), found.meta.get("val")):
         if value is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -24,11 +25,24 @@ def to_tensors(tree: Tree) -> Tree:
     )
 
 
-def eagerly(function: Callable[..., Tree], *arguments: Tree) -> Tree:
-    """A program's function, run as it is, on torch."""
+@contextmanager
+def plainly() -> Iterator[None]:
+    """On torch: without gradients, and in the dtypes of Keras's policy, whatever torch.autocast is around it.
+
+    What is recorded in one of autocast's modes cannot be run in another.
+    """
     import torch
 
-    with torch.no_grad(), kv_cache.in_place():
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def eagerly(function: Callable[..., Tree], *arguments: Tree) -> Tree:
+    """A program's function, run as it is, on torch."""
+    with plainly(), kv_cache.in_place():
         return function(*to_tensors(arguments))
 
 
@@ -54,7 +68,7 @@ class Program:
         self.function, self.traced, self.inductor = function, traced, inductor
         self._variables = list(variables)
         self._run: Callable[..., Tree] | None = None
-        self._record: tuple[Recorded, list[Tree]] | None = None
+        self._record: tuple[Recorded, Tree] | None = None
 
     def __call__(self, *arguments: Tree) -> Tree:
         """The function's result with the weights as they are now."""
@@ -94,35 +108,30 @@ class Program:
 
     def _torch(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
         def call(*arguments: Tree) -> Tree:
-            run, structure = self._recorded(arguments)
-            return keras.tree.pack_sequence_as(structure, run(keras.tree.flatten(arguments[0])))
+            state, settings = keras.tree.flatten(arguments[0]), keras.tree.flatten(arguments[1:])
+            with plainly():
+                record, structure = self._recorded(arguments)
+                return keras.tree.pack_sequence_as(structure, record.bound(self._weights(), settings, Kept())(state))
 
         return call
 
-    def repeat(self, going: Callable[[Tree], bool], kept: Kept, state: Tree, *settings: Tree) -> Tree:
-        """On torch: state = function(state, *settings), as long as `going` says so of the state's single tensors.
+    def repeat(self, kept: Kept, state: Tree, *settings: Tree) -> Tree:
+        """On torch: state after state, as long as the function says, which gives whether to go on and the next state.
 
-        State keeps its structure; what is made of weights is left in `kept` and taken from there.
+        Whether to go on is a boolean without dimensions, and state keeps its structure. What is made of weights is left in
+        `kept` and taken from there.
         """
-        import torch
+        arguments = to_tensors((state, *settings))
+        flat, others = keras.tree.flatten(arguments[0]), keras.tree.flatten(arguments[1:])
+        with plainly():
+            record, _ = self._recorded(arguments, loops=True)
+            return keras.tree.pack_sequence_as(state, record.loop(self._weights(), others, kept, flat))
 
-        state, *others = to_tensors((state, *settings))
-        run, _ = self._recorded((state, *others), kept)
-        flat = keras.tree.flatten(state)
-        places = keras.tree.pack_sequence_as(state, list(range(len(flat))))
-        seen = {name: place for name, place in places.items() if isinstance(place, int)}
-        with torch.no_grad():
-            while going({name: flat[place] for name, place in seen.items()}):
-                flat = run(flat)
-        return keras.tree.pack_sequence_as(state, flat)
+    def _weights(self) -> list[Any]:
+        return [variable.value.detach() for variable in self._variables]
 
-    def _recorded(self, arguments: tuple[Tree, ...], kept: Kept | None = None) -> tuple[Callable[[list], list], Tree]:
-        """The recorded function with the weights of now, from the flat first argument to the flat result; its structure.
-
-        With `kept` it is one that is repeated.
-        """
-        weights = [variable.value.detach() for variable in self._variables]
-        flat, settings = keras.tree.flatten(arguments[0]), keras.tree.flatten(arguments[1:])
+    def _recorded(self, arguments: tuple[Tree, ...], loops: bool = False) -> tuple[Recorded, Tree]:
+        """The recorded function, from the flat first argument to the flat result, and its result's structure."""
         if self._record is None:
             structure: list[Tree] = []
 
@@ -133,9 +142,17 @@ class Program:
                 return keras.tree.flatten(result)
 
             names = [id(variable) for variable in self._variables]
+            flat, settings = keras.tree.flatten(arguments[0]), keras.tree.flatten(arguments[1:])
             with kv_cache.in_place():
-                self._record = (
-                    Recorded(run, names, weights, flat, settings, kept is not None, self.inductor),
-                    structure,
+                record = Recorded(
+                    run,
+                    names,
+                    self._weights(),
+                    flat,
+                    settings,
+                    repeated=loops,
+                    loops=loops,
+                    compiled=self.inductor,
                 )
-        return self._record[0].bound(weights, settings, kept or Kept()), self._record[1][0]
+            self._record = record, structure[0]
+        return self._record

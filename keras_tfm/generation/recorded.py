@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_tfm.generation import graph_passes
+from keras_tfm.generation import graph_passes, inductor
 
 Tensors = list[Any]
-SERIAL = 8192  # elements of a loop for which a second thread does not pay: waking it takes some microseconds
+Strides = list[tuple[int, ...]]
 
 
 class Kept:
@@ -45,6 +45,7 @@ class Recorded:
         weights, state, settings: Examples of its arguments. Operations must not depend on their values, and the function
             may overwrite tensors of the state only.
         repeated: It is run many times for each time that weights are bound, so that making matrices of them pays.
+        loops: It gives whether to go on, a boolean without dimensions, and then the next state, as `loop` takes it.
         compiled: Have what changes compiled by Inductor at its first run: some ten seconds, and a C++ compiler on a CPU.
     """
 
@@ -56,6 +57,7 @@ class Recorded:
         state: Tensors,
         settings: Tensors,
         repeated: bool = True,
+        loops: bool = False,
         compiled: bool = False,
     ):
         import torch
@@ -72,18 +74,18 @@ class Recorded:
             graph_passes.join_products(module.graph, changing)
             graph_passes.lay_out(module.graph, changing)
         if compiled:
-            graph_passes.for_inductor(module.graph)
-        changing = graph_passes.changing_nodes(module.graph, state_inputs)
+            inductor.prepare(module.graph)
         (output,) = (node for node in module.graph.nodes if node.op == "output")
-        fixed = list(
-            dict.fromkeys(
-                used
-                for node in module.graph.nodes
-                if node in changing or node is output
-                for used in node.all_input_nodes
-                if used not in changing and used.op != "get_attr"
-            )
-        )
+        results = list(output.args[0])
+        self._written: list[int] = []  # places of the state that compiled code overwrites beside the function
+        if compiled and loops:
+            results[1:], self._written = inductor.write_over(module.graph, results[1:], state_inputs)
+        changing = graph_passes.changing_nodes(module.graph, state_inputs)
+        used = [each for node in module.graph.nodes if node in changing for each in node.all_input_nodes] + results
+        fixed = list(dict.fromkeys(node for node in used if node not in changing and node.op != "get_attr"))
+        if compiled:
+            fixed, views = inductor.pack(module.graph, fixed, results, changing)
+            changing.update(views)
         of_weights = graph_passes.expressions(module.graph, dict(zip(inputs, names, strict=False)), changing)
         made = [
             node
@@ -99,71 +101,73 @@ class Recorded:
         steps = [node for node in module.graph.nodes if node in changing and node not in state_inputs]
         steps = [node for node in module.graph.nodes if node.op == "get_attr"] + steps
         # What of the state is overwritten is not returned: making it a tensor again takes longer than a small product.
-        self._in_place = [graph_passes.overwritten_input(node, state_inputs) for node in output.args[0]]
-        results = [node for node, place in zip(output.args[0], self._in_place, strict=True) if place is None]
+        self._in_place = [graph_passes.overwritten_input(node, state_inputs) for node in results]
+        if loops:
+            self._in_place[0] = None
+        results = [node for node, place in zip(results, self._in_place, strict=True) if place is None]
         self._step = _module(module, steps, [*fixed, *state_inputs], results)
-        self._run: Callable[..., Tensors] | None = None if compiled else self._step
-        self._strides: list[tuple[int, ...]] = []
+        self._compiled = compiled
+        self._runs: dict[int, tuple[Callable[[Tensors], Tensors], Strides]] = {}  # by the number of threads
 
     def bound(self, weights: Tensors, settings: Tensors, kept: Kept) -> Callable[[Tensors], Tensors]:
         """State to what the function gives, with weights and settings as they are now."""
-        made = kept.of(self._names, weights)
-        if any(expression not in made for expression in self._made):
-            made.update(zip(self._made, self._make(*weights), strict=True))
-        fixed = self._once(*weights, *settings, *(made[expression] for expression in self._made))
-        if self._run is self._step:
-            return lambda state: self._whole(self._step(*fixed, *state), state)
+        fixed = self._fixed(weights, settings, kept)
 
         def run(state: Tensors) -> Tensors:
-            if self._run is None:
-                self._run = compiled(self._step, [*fixed, *state])
-                self._strides = [each.stride() for each in state]
-            elif [each.stride() for each in state] != self._strides:  # of which compiled code is sure
-                state = [_laid_out(each, strides) for each, strides in zip(state, self._strides, strict=True)]
-            return self._whole(self._run(*fixed, *state), state)
+            call, given, _ = self._ready([*fixed, *state])
+            results, state = iter(call(list(given))), given[len(fixed) :]
+            return [next(results) if place is None else state[place] for place in self._in_place]
 
         return run
 
-    def _whole(self, results: Tensors, state: Tensors) -> Tensors:
-        """The step's results, with what it overwrote of the state."""
-        others = iter(results)
-        return [next(others) if place is None else state[place] for place in self._in_place]
+    def loop(self, weights: Tensors, settings: Tensors, kept: Kept, state: Tensors) -> Tensors:
+        """What the state is once the function says not to go on, after one run at least."""
+        fixed = self._fixed(weights, settings, kept)
+        state = [each.clone() if place in self._written else each for place, each in enumerate(state)]
+        call, given, strides = self._ready([*fixed, *state])
+        moved = [(place, found) for place, found in enumerate(self._in_place[1:]) if found != place]
+        while True:
+            more, *results = call(list(given))
+            if moved:
+                others, state = iter(results), given[len(fixed) :]
+                for place, found in moved:
+                    given[len(fixed) + place] = next(others) if found is None else state[found]
+                given = _laid_out(given, strides)
+            if not more:
+                return given[len(fixed) :]
+
+    def _fixed(self, weights: Tensors, settings: Tensors, kept: Kept) -> Tensors:
+        """What is the same in every run for as long as weights and settings are."""
+        made = kept.of(self._names, weights)
+        if any(expression not in made for expression in self._made):
+            made.update(zip(self._made, self._make(*weights), strict=True))
+        return self._once(*weights, *settings, *(made[expression] for expression in self._made))
+
+    def _ready(self, given: Tensors) -> tuple[Callable[[Tensors], Tensors], Tensors, Strides | None]:
+        """What runs the step, its arguments as it takes them, fixed ones and the state, and the strides it is sure of."""
+        import torch
+
+        if not self._compiled:
+            return lambda given: self._step(*given), given, None
+        threads = torch.get_num_threads()  # of which compiled code is sure, too
+        if threads not in self._runs:
+            self._runs[threads] = inductor.compiled(self._step, given), [each.stride() for each in given]
+        run, strides = self._runs[threads]
+        return run, _laid_out(given, strides), strides
 
 
-def compiled(module: Any, examples: Tensors) -> Callable[..., Tensors]:
-    """A module of tensors compiled by Inductor for arguments of the examples' shapes, dtypes and strides.
-
-    Raises:
-        RuntimeError: where there is no compiler that Inductor can use.
-    """
+def _laid_out(tensors: Tensors, strides: Strides | None) -> Tensors:
+    """The tensors with these strides, copied where they have others."""
     import torch
-    import torch._inductor
 
-    options: dict[str, Any] = {}
-    if examples[0].device.type == "cpu":
-        options |= {
-            "cpp_wrapper": True,  # Python's calls would take as long as the products of a small model
-            "pattern_matcher": False,  # would put biases back into products
-            "cpp.min_chunk_size": max(SERIAL // torch.get_num_threads(), 512),  # of a thread; 512 is Inductor's own
-        }
-    try:
-        with torch.no_grad():
-            return torch._inductor.compile(module, examples, options)
-    except Exception as error:
-        raise RuntimeError(
-            "PyTorch's compiler (Inductor) failed, which jit_compile=True asks for: on a CPU it needs a C++ compiler such "
-            "as g++, named by the environment variable CXX if it has another name. Generating goes without: "
-            "jit_compile=False."
-        ) from error
-
-
-def _laid_out(tensor: Any, strides: tuple[int, ...]) -> Any:
-    """The tensor, or a copy of it, with these strides."""
-    import torch
-
-    if tensor.stride() == strides:
-        return tensor
-    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    if strides is None or all(each.stride() == was for each, was in zip(tensors, strides, strict=True)):
+        return tensors
+    return [
+        each
+        if each.stride() == was
+        else torch.empty_strided(each.shape, was, dtype=each.dtype, device=each.device).copy_(each)
+        for each, was in zip(tensors, strides, strict=True)
+    ]
 
 
 def _module(source: Any, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Any) -> Any:

@@ -190,9 +190,9 @@ def squeezed(array: Tensor) -> Tensor:
     """An array of a cache, batch and heads as one axis where one of them is 1, as XLA's products then have them.
 
     What a loop carries in this form is overwritten in place. In the other it is copied, several times in each step: the
-    product wants the short form of what was written, and XLA makes that from a copy of its own.
+    product wants the short form of what was written, and XLA makes that from a copy of its own. On torch it stays as it is.
     """
-    if len(array.shape) < 4 or 1 not in array.shape[:2]:
+    if NAME == "torch" or len(array.shape) < 4 or 1 not in array.shape[:2]:
         return array
     return ops.reshape(array, (array.shape[0] * array.shape[1], *array.shape[2:]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 
 from keras_tfm.ops.backend import NAME
@@ -12,7 +14,7 @@ if NAME != "torch":
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from keras_tfm.generation import graph_passes
+from keras_tfm.generation import graph_passes, inductor
 from keras_tfm.generation.recorded import Kept, Recorded
 
 aten = torch.ops.aten
@@ -157,7 +159,7 @@ def test_attention_of_one_query_as_sums_gives_the_same(queries, masked):
     kernel = aten._scaled_dot_product_flash_attention_for_cpu.default
     module.graph.eliminate_dead_code()
     assert count(module, kernel) == 1
-    graph_passes.attention_as_sums(module.graph)
+    inductor.attention_as_sums(module.graph)
     module.recompile()
     assert count(module, kernel) == (queries > 1)
     torch.testing.assert_close(module(*examples), function(*examples))
@@ -171,7 +173,7 @@ def test_softmaxes_have_no_denormal_parts(function, axis):
     scores[0, 1] = 300.0
     with torch.no_grad():
         module = make_fx(lambda x: function(x, axis))(scores)
-    graph_passes.without_denormals(module.graph)
+    inductor.without_denormals(module.graph)
     module.recompile()
     assert count(module, aten._softmax.default) + count(module, aten._log_softmax.default) == 0
     found, wanted = module(scores), function(scores, axis)
@@ -191,7 +193,7 @@ def test_a_bias_is_added_behind_the_product(rows):
         return plain.view(-1), half, torch.addmm(bias, x, weight, beta=2)
 
     module = make_fx(function)(x, weight, bias)
-    graph_passes.bias_apart(module.graph)
+    inductor.bias_apart(module.graph)
     module.recompile()
     assert count(module, aten.addmm.default) == 2  # of bfloat16, where it would be rounded twice, and of a scaled bias
     torch.testing.assert_close(module(x, weight, bias), function(x, weight, bias))
@@ -222,7 +224,7 @@ def test_a_single_row_is_taken_as_one_of_a_matrix():
         return list(results)
 
     module = make_fx(function)(*examples)
-    graph_passes.one_row(module.graph)
+    inductor.one_row(module.graph)
     module.recompile()
     products = [node for node in module.graph.nodes if node.target is aten.mm.default]
     assert [node.args[0].target is aten.as_strided.default for node in products] == taken
@@ -244,7 +246,7 @@ def test_the_tanh_gelu_is_no_less_exact_by_a_sigmoid():
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e20, -1e20])])
     gelu = torch.nn.functional.gelu
     module = make_fx(lambda x: (gelu(x, approximate="tanh"), gelu(x)))(x)
-    graph_passes.gelu_by_sigmoid(module.graph)
+    inductor.gelu_by_sigmoid(module.graph)
     module.recompile()
     assert count(module, aten.gelu.default) == 1  # the exact one
     found, other = module(x)
@@ -321,3 +323,144 @@ def test_what_is_overwritten_is_not_returned_by_the_step():
     results = program.bound(weights, [], Kept())(given)
     assert results[0] is given[0] is results[3]
     torch.testing.assert_close(results, function(weights, state(), []))
+
+
+def turning(weights, state, settings):
+    """A loop with every kind of next state: made, a view of that, left alone, overwritten, without a state."""
+    first, second, same, cache, square, fixed, count = state
+    cache.index_copy_(0, count.view(1), (first + weights[0]).view(1, 4))
+    more = torch.logical_and(count + 1 < settings[0], torch.logical_not((fixed > 1e6).any()))
+    made, viewed = second * 2 - cache[0], (first - same.sum()).view(2, 2).view(4)
+    return [more, made, viewed, same, cache, square + first[0], weights[1].T * settings[1], count + 1]
+
+
+def exchanging(weights, state, settings):
+    """The same, where next states are other ones, and parts of others, too."""
+    more, _, _, _, cache, square, *others = turning(weights, state, settings)
+    return [more, state[1], state[0], state[3][1, :3], cache, square.T, *others]
+
+
+def turning_arguments():
+    weights = [random(4), random(3, 2)]
+    state = [random(4), 2 * random(4), random(3), random(6, 4), random(3, 3), random(2, 3)]
+    state.append(torch.tensor(1))
+    return weights, state, [torch.tensor(5), torch.tensor(2.0)]
+
+
+@pytest.mark.parametrize("function", [turning, exchanging])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loop_leaves_what_it_is_given_and_gives_the_last_state(function, compiled):
+    weights, state, settings = turning_arguments()
+    program = Recorded(function, [0, 1], weights, state, settings, loops=True, compiled=compiled)
+    assert program._written == ([0, 1, 4, 5, 6] if compiled and function is turning else [])
+    if compiled and function is turning:
+        assert program._in_place == [None, *range(7)]
+        tensors = [node for node in program._step.graph.nodes if node.op == "placeholder"]
+        assert len(tensors) == len(state) + 3  # all that is fixed, of two dtypes, and what is laid out in another order
+    for times, scale in ((5, 1.0), (2, -0.5), (4, 2.0)):
+        now = [scale * each for each in weights]
+        if scale == -0.5:  # laid out in another order
+            now[1] = now[1].T.contiguous().T
+        _, state, settings = turning_arguments()
+        settings[0].fill_(times)
+        wanted = [each.clone() for each in state]
+        while True:
+            more, *wanted = (each.clone() for each in function(now, wanted, settings))
+            if not more:
+                break
+        before = [each.clone() for each in state]
+        found = program.loop(now, settings, Kept(), list(state))
+        torch.testing.assert_close(found, wanted)
+        assert int(found[-1]) == times
+        for place, (given, was) in enumerate(zip(state, before, strict=True)):
+            assert torch.equal(given, was) == (place != 3)  # the cache is overwritten in place
+        assert found[3] is state[3]
+
+
+def test_a_state_in_another_order_is_laid_out():
+    weights, state, settings = turning_arguments()
+    program = Recorded(turning, [0, 1], weights, state, settings, loops=True, compiled=True)
+    first = program.loop(weights, settings, Kept(), [each.clone() for each in state])
+    other = [each.clone() for each in state]
+    other[3] = other[3].T.contiguous().T
+    torch.testing.assert_close(program.loop(weights, settings, Kept(), other), first)
+
+
+def test_small_fixed_tensors_are_given_as_one():
+    def function(weights, state, settings):
+        matrix, bias, scale, halves, picture = weights
+        x = torch.tanh(state[0]) @ matrix + bias
+        return [x * scale, x.bfloat16() * halves, picture.T + x[:, :5], bias * 2]
+
+    weights = [random(8, 6), random(6), random(1, 6), random(6).bfloat16(), random(5, 3)[:, :2]]
+    state = [random(2, 8)]
+    program = record(function, weights, state, compiled=True)
+    names = [node.name for node in program._step.graph.nodes if node.op == "placeholder"]
+    assert len(names) == 6, (
+        names
+    )  # the matrix, the turned one, a result, those of float32, those of bfloat16, the state
+    for scale in (1.0, -2.0):
+        now = [scale * each for each in weights]
+        torch.testing.assert_close(program.bound(now, [], Kept())(state), function(now, state, []))
+
+
+def test_large_results_are_returned_and_not_written_over(monkeypatch):
+    monkeypatch.setattr(inductor, "SMALL", 16)
+    weights, state, settings = turning_arguments()
+    program = Recorded(turning, [0, 1], weights, state, settings, loops=True, compiled=True)
+    assert program._written == [0, 1, 6]
+    assert program._in_place == [None, 0, 1, 2, 3, None, None, 6]
+    wanted = Recorded(turning, [0, 1], weights, state, settings, loops=True)
+    other = turning_arguments()[1]
+    found = program.loop(weights, settings, Kept(), state)
+    torch.testing.assert_close(found, wanted.loop(weights, settings, Kept(), other))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_whether_to_go_on_may_be_a_part_of_the_state(compiled):
+    def function(weights, state, settings):
+        going, count = state
+        going.logical_and_(count + 1 < settings[0])
+        return [going, going, count + weights[0]]
+
+    weights, state, settings = [torch.tensor(1)], [torch.tensor(True), torch.tensor(0)], [torch.tensor(4)]
+    program = Recorded(function, [0], weights, state, settings, loops=True, compiled=compiled)
+    found = program.loop(weights, settings, Kept(), [torch.tensor(True), torch.tensor(0)])
+    assert [each.item() for each in found] == [False, 4]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda run, x, y: run([x, y]),
+        lambda run, x, y: run([y, x]),
+        lambda run, x, y: run([x.clone(), y]),
+        lambda run, x, y: [each.clone() for each in run([x, y])],
+        lambda run, x, y: [x, *run([x, y])],
+    ],
+    ids=["nothing", "another order", "another argument", "other results", "more results"],
+)
+def test_code_is_run_by_itself_where_nothing_is_around_it(around, request):
+    code = types.SimpleNamespace(current_callable=lambda given: [given[0] + given[1], 2 * given[1]])
+    run = inductor.Unwrapped(lambda x, y: around(lambda given: code.current_callable(given), x, y), code)
+    plain = code.current_callable
+    for scale in (1.0, 2.0, 3.0):
+        x, y = scale * random(3), random(3) - scale
+        torch.testing.assert_close(run([x, y]), around(plain, x, y))
+        assert code.current_callable is plain
+        assert (run._run is plain) == (request.node.callspec.id == "nothing")
+
+
+def test_code_is_compiled_for_as_many_threads_as_there_are():
+    def function(weights, state, settings):
+        return [(state[0] * weights[0]).argmax()[None], (state[0] + weights[0]).sum()[None]]
+
+    weights, state, before = [random(40000)], [2 * random(40000)], torch.get_num_threads()
+    program = record(function, weights, state, compiled=True)
+    try:
+        for threads in (2, 6, 2):  # code for fewer would write behind its arrays
+            torch.set_num_threads(threads)
+            torch.testing.assert_close(program.bound(weights, [], Kept())(state), function(weights, state, []))
+        assert set(program._runs) == {2, 6}
+    finally:
+        torch.set_num_threads(before)

@@ -8,7 +8,7 @@ import pytest
 from helpers import BACKEND, fill_weights
 
 import keras_tfm as tfm
-from keras_tfm.generation import recorded
+from keras_tfm.generation import inductor
 from keras_tfm.generation.decoder import decoder_of
 
 from .models import MODELS, PROMPTS, SIZES, model_of
@@ -47,13 +47,31 @@ def test_compiled_steps_write_the_same():
 def test_every_way_of_choosing_is_compiled(way, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "keras_tfm.generation.recorded.compiled",
-        lambda module, examples, plain=recorded.compiled: made.append(plain(module, examples)) or made[-1],
+        "keras_tfm.generation.inductor.compiled",
+        lambda module, examples, plain=inductor.compiled: made.append(plain(module, examples)) or made[-1],
     )
     model = fill_weights(tfm.CausalLM(tfm.models.gpt(**{**SIZES, "num_layers": 1})), 0.3)
     prompt = [PROMPTS[1]]
     same(model.generate(prompt, 8, jit_compile=True, **way), model.generate(prompt, 8, **way))
     assert made
+    for each in made:  # nothing is around the compiled code
+        assert each._run is each._code.current_callable
+
+
+@on_torch
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("inside_first", [False, True])
+def test_modes_of_torch_around_it_change_nothing(compiled, inside_first):
+    import torch
+
+    model = fill_weights(tfm.CausalLM(tfm.models.gpt(**{**SIZES, "num_layers": 1})), 0.3)
+    found = []
+    for inside in (inside_first, not inside_first, inside_first):
+        with torch.autocast("cpu", enabled=inside), torch.inference_mode(inside):
+            found.append(model.generate(PROMPTS, 8, jit_compile=compiled, return_details=True))
+    for row, plain in zip((*found[0], *found[2]), (*found[1], *found[1]), strict=True):
+        np.testing.assert_array_equal(row.token_ids, plain.token_ids)
+        np.testing.assert_array_equal(row.log_probs, plain.log_probs)
 
 
 @on_torch
@@ -72,7 +90,7 @@ def test_a_sampler_is_not_compiled():
 
 @on_torch
 def test_the_way_out_where_there_is_no_compiler(monkeypatch):
-    monkeypatch.setattr("torch._inductor.compile", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda *arguments: 1 / 0)
     model = fill_weights(tfm.CausalLM(tfm.models.gpt(**SIZES)), 0.3)
     with pytest.raises(RuntimeError, match=r"C\+\+ compiler.*jit_compile=False"):
         model.generate(PROMPTS[0], 5, jit_compile=True)
