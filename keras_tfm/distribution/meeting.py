@@ -13,6 +13,7 @@ from typing import Any
 
 from keras_tfm.ops.backend import NAME
 
+GRACE = 5.0  # seconds longer that a process which has reached the first waits for its word: both count from their start
 VERSIONS = ("keras", *(("jax", "jaxlib") if NAME == "jax" else (NAME,)), "keras_tfm")
 
 
@@ -26,7 +27,8 @@ def meet(coordinator: str, count: int, index: int, timeout: float) -> None:
         timeout: Seconds to wait.
 
     Raises:
-        TimeoutError: when the time is up: in the first process naming who is missing, in the others the first.
+        TimeoutError: when the time is up, naming who is missing. A process that has not reached the first names it.
+            One that has waits up to 5 s longer, for the first may have started its time later.
         ValueError: if versions differ, or two processes have the same index.
         OSError: if the port is taken.
     """
@@ -109,6 +111,7 @@ def _visit(host: str, port: int, me: dict[str, Any], end: float, timeout: float)
         try:
             with socket.create_connection((host, port), timeout=max(end - time.monotonic(), 0.1)) as connection:
                 connection.sendall(json.dumps(me).encode() + b"\n")
+                connection.settimeout(max(end - time.monotonic(), 0) + GRACE)
                 answer = json.loads(_line(connection))
         except (OSError, ValueError) as failure:
             error = failure

@@ -137,11 +137,12 @@ def free_port():
         return server.getsockname()[1]
 
 
-def met(count, indices, timeout=30.0):
+def met(count, indices, timeout=30.0, first_after=0.0):
     """What each process says, run as threads: None, or its error."""
     port, errors = free_port(), {}
 
     def run(place, index):
+        time.sleep(first_after if index == 0 else 0)
         try:
             meeting.meet(f"127.0.0.1:{port}", count, index, timeout)
             errors[place] = None
@@ -165,11 +166,13 @@ def test_all_are_there_and_the_port_is_free_again():
 
 
 @pytest.mark.once
-def test_those_who_are_missing_are_named():
-    _, errors = met(4, [0, 2], timeout=1.5)
+@pytest.mark.parametrize("first_after", [0.0, 1.0])
+def test_those_who_are_missing_are_named(first_after):
+    _, errors = met(4, [0, 2], 3.0, first_after)  # whoever came before the first hears it when its own time is over
+    assert len(errors) == 2
     for error in errors.values():
         assert isinstance(error, TimeoutError)
-        assert "Processes [1, 3] of 4 have not come within 1.5 s; here are 0 (" in str(error)
+        assert "Processes [1, 3] of 4 have not come within 3 s; here are 0 (" in str(error)
     _, errors = met(2, [1], timeout=1.0)
     assert "has not answered process 1" in str(errors[0])
 
