@@ -110,8 +110,11 @@ def test_gives_the_reference_outputs_and_goes_back(task, tmp_path, inputs):
     again, info = getattr(transformers, HEADS[task][0]).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     assert again.config.hidden_act == "gelu"
-    for name, value in outputs_of(again.eval(), inputs).items():
-        np.testing.assert_array_equal(value, outputs_of(theirs, inputs)[name])
+    expected = outputs_of(theirs, inputs)
+    for name, value in outputs_of(
+        again.eval(), inputs
+    ).items():  # where in memory a file's tensors lie is seen in torch's sums
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-6 * np.abs(expected[name]).max())
     before, after = (load_file(tmp_path / who / "model.safetensors") for who in ("theirs", "ours"))
     shared = set(before) & set(after)
     assert len(shared) >= 2 * 16
