@@ -55,7 +55,6 @@ class RawRows:
             "shuffle": shuffle,
             "group_by_length": group_by_length,
             "length_multiple": multiple,
-            "seed": random.randrange(2**31) if seed is None else seed,
         }
         limit = self._longest(max_length)
         if pack is not None and sample_weight is not None:
@@ -64,6 +63,9 @@ class RawRows:
         examples = self._made(texts, labels, limit, pack)
         if examples is None or "labels" not in examples[0]:
             options["transform"] = self._transform()
+        if seed is None:  # nothing is drawn that has no use: `predict` leaves the random state alone
+            seed = random.randrange(2**31) if shuffle or options.get("transform") else 0
+        options["seed"] = seed
         if examples is None:
             batches: Any = TextBatches(texts, self._require_tokenizer(), batch_size, max_length=limit, **options)
             return TextDataset(batches, self._input_keys, self._check_labels(labels), sample_weight, self._text_labels)

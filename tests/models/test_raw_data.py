@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -191,6 +193,19 @@ def test_part_of_the_examples_trains():
     assert len(examples[:-1]) == len(examples) - 1
     history = model.fit(examples, validation_split=0.3, batch_size=2, verbose=0).history
     assert np.isfinite(history["val_loss"]).all()
+
+
+def test_predict_and_evaluate_draw_nothing():
+    model = tfm.TextClassifier(encoder(), 2, tokenizer=TOKENIZER)
+    model.compile("sgd")
+    before = random.getstate()
+    model.predict(TEXTS, verbose=0)
+    model.evaluate(TEXTS, [0, 1] * 3, verbose=0)
+    assert random.getstate() == before
+    model.fit(TEXTS, [0, 1] * 3, verbose=0)
+    assert random.getstate() != before
+    masked = tfm.MaskedLM(encoder(pooler=False), tokenizer=TOKENIZER)
+    assert masked.dataset(TEXTS).batches.seed != masked.dataset(TEXTS).batches.seed
 
 
 def test_labels_and_rows_that_a_task_cannot_use():

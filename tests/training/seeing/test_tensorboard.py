@@ -1,3 +1,4 @@
+import random
 import subprocess
 import sys
 
@@ -34,9 +35,9 @@ def tokenizer():
 
 
 def test_all_charts_of_a_classifier_on_raw_texts(tmp_path, tokenizer):
-    """And the weights afterwards are bit for bit those of a training without the callback, dropout included."""
+    """And weights and generators are afterwards those of a training without the callback, bit for bit."""
     labels = ["few", "many"] * 4
-    weights = []
+    weights, drawn = [], []
     for seen in (False, True):
         keras.utils.set_random_seed(3)
         backbone = keras_tfm.models.bert(
@@ -57,6 +58,8 @@ def test_all_charts_of_a_classifier_on_raw_texts(tmp_path, tokenizer):
         # On torch, validation draws from the generator that dropout has: it belongs to both.
         model.fit(data, epochs=2, validation_data=(TEXTS, labels), verbose=0, callbacks=[board] if seen else [])
         weights.append([numpy(v) for v in (*model.weights, *model.optimizer.variables)])
+        drawn.append(random.random())
+    assert drawn[0] == drawn[1]
     for without, with_it in zip(*weights, strict=True):
         np.testing.assert_array_equal(without, with_it)
 
