@@ -157,14 +157,18 @@ def write(model: Any, directory: str | Path, *, max_shard_size: int | str = "5GB
     fixed = {architecture.prefix_with(head) + key: array for key, array in fixed.items()}
     sizes = {key: pair.byte_count() for key, pair in written} | {key: array.nbytes for key, array in fixed.items()}
     arrays = itertools.chain(((key, pair.write()) for key, pair in written), fixed.items())
-    with writing.replacing(Path(directory)) as scratch:
-        writing.write_tensors(scratch, sizes, arrays, limit)
-        if tokenizer is not None:
-            tokenizer.save(scratch)
-        if isinstance(model, TextEmbedder):
-            sentence_transformers.write(scratch, model)
-        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-        (scratch / "config.json").write_text(text + "\n", "utf-8")
+
+    def write_files() -> None:
+        with writing.replacing(Path(directory)) as scratch:
+            writing.write_tensors(scratch, sizes, arrays, limit)
+            if tokenizer is not None:
+                tokenizer.save(scratch)
+            if isinstance(model, TextEmbedder):
+                sentence_transformers.write(scratch, model)
+            text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+            (scratch / "config.json").write_text(text + "\n", "utf-8")
+
+    writing.by_first(model.weights, arrays, write_files)
 
 
 def _written(model: Any, architecture: Architecture, head: Head | None) -> Iterator[tuple[str, Pair]]:

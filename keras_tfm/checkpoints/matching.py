@@ -16,6 +16,7 @@ from keras_tfm.architectures.stored import Tensor, Weights
 from keras_tfm.checkpoints.tensors import Entry
 from keras_tfm.models import Backbone
 from keras_tfm.models.language_models import LanguageModel
+from keras_tfm.ops import processes
 
 
 class Pair:
@@ -122,8 +123,8 @@ def _values(variable: Any, owner: Any) -> np.ndarray:
             if getattr(owner, f"_{merged}", None) is variable:
                 value = getattr(owner, merged)
     if dtype == "bfloat16":
-        return keras.ops.convert_to_numpy(keras.ops.cast(value, "float32")).astype(ml_dtypes.bfloat16)
-    return keras.ops.convert_to_numpy(value)
+        return processes.whole(keras.ops.cast(value, "float32")).astype(ml_dtypes.bfloat16)
+    return processes.whole(value)
 
 
 def pairs(model: Any, architecture: Architecture) -> Iterator[Pair]:

@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_tfm.checkpoints.tensors import INDEX, SINGLE
+from keras_tfm.ops import processes
 
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -68,6 +70,37 @@ def write_tensors(directory: Path, sizes: dict[str, int], arrays: Iterable[tuple
         weight_map = {tensor: file for file, tensors in zip(names, shards, strict=True) for tensor in tensors}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def by_first(weights: Iterable[Any], arrays: Iterator[Any], write: Callable[[], None]) -> None:
+    """Write a model that hosts share from the first of them; any other from whoever asks.
+
+    Args:
+        weights: The model's variables. If they are split over hosts, all of them must ask.
+        arrays: What `write` goes through, read by the others too, who have parts of it.
+        write: Writes.
+
+    Raises:
+        RuntimeError: in the other processes, if the first could not write weights that are split.
+    """
+    values = [variable.value for variable in weights]
+    if not any(map(processes.is_shared, values)):
+        write()
+        return
+    error: Exception | None = None
+    if processes.index() == 0:
+        try:
+            write()
+        except Exception as failure:
+            error = failure
+    if not all(map(processes.has_whole, values)):
+        for _ in arrays:
+            pass
+        said = processes.gathered(None if error is None else f"{type(error).__name__}: {error}")[0]
+        if said is not None and error is None:
+            raise RuntimeError(f"The first process could not write: {said}")
+    if error is not None:
+        raise error
 
 
 @contextlib.contextmanager

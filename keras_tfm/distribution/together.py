@@ -1,30 +1,32 @@
-"""What Keras's loop does on torch when several processes train one model: `fit` and `evaluate` of shared batches."""
+"""What Keras's loop does when several processes train one model: on torch `fit` and `evaluate` of shared batches."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_tfm.distribution import agreeing
 from keras_tfm.distribution.gradients import AveragedGradients
 from keras_tfm.distribution.own_draws import own_draws
 from keras_tfm.distribution.totals import Rows, whole_logs
+from keras_tfm.distribution.writers import of_this_process
 from keras_tfm.ops import processes
+from keras_tfm.ops.backend import NAME
 
 _is_together = False  # within `fit`, `evaluate` or `predict` of all processes
 
 
 class Together:
-    """A Keras model that several processes of torch train; task models are. A mixin, which stands before `keras.Model`.
+    """A Keras model that several processes train; task models are. A mixin, which stands before `keras.Model`.
 
-    Each process has all weights and its rows of each batch. Gradients are averaged before they are clipped; weights,
-    optimizer and seeds are those of the first process when `fit` begins, and stay equal because what is done with them is.
-    In one process, and on other backends, nothing is changed.
+    What they must have the same is compared as `fit`, `evaluate` and `predict` begin; the first process alone shows how far
+    it is, and writes. On torch, each process has all weights and its rows of each batch. Gradients are averaged before they
+    are clipped; weights, optimizer and seeds are those of the first process when `fit` begins, and stay equal because what
+    is done with them is. On JAX, the distribution does what is left. In one process nothing is changed.
 
     A model of one's own is given a `PyDataset`, or the like, of this process's rows: as many batches in each process, and
     as many rows in a batch, of whose losses the mean is taken.
@@ -44,21 +46,19 @@ class Together:
 
     def fit(self: Any, x: Any = None, y: Any = None, **options: Any) -> Any:
         """As `keras.Model.fit`; of several processes, called by all of them."""
-        if not processes.is_connected():
+        if processes.count() == 1:
             return super().fit(x=x, y=y, **options)
         _check_no_arrays(x, options.get("batch_size"))
-        if not self.built:
-            raise ValueError(
-                f"{self.name} has no weights yet that processes could share: call it on a batch before fit."
-            )
-        data = [x, options.get("validation_data")]
-        check_together(self)
-        options = of_this_process(options)
-        self.optimizer.build(self.trainable_variables)
-        with (
-            begun(self, "fit", *data, epochs=options.get("epochs", 1), compiled=_compiled(self)),
-            _reading(self, data[0]),
-        ):
+        if processes.is_connected():
+            if not self.built:
+                raise ValueError(
+                    f"{self.name} has no weights yet that processes could share: call it on a batch before fit."
+                )
+            check_together(self)
+            self.optimizer.build(self.trainable_variables)
+        data, facts = [x, options.get("validation_data")], agreeing.described_training(self)
+        options = of_this_process(self, options)
+        with begun(self, "fit", *data, epochs=options.get("epochs", 1), compiled=facts), _reading(self, x):
             try:
                 return super().fit(x=x, y=y, **options)
             finally:
@@ -66,11 +66,11 @@ class Together:
 
     def evaluate(self: Any, x: Any = None, y: Any = None, **options: Any) -> Any:
         """As `keras.Model.evaluate`; of several processes, called by all of them."""
-        if not processes.is_connected():
+        if processes.count() == 1:
             return super().evaluate(x=x, y=y, **options)
         _check_no_arrays(x, options.get("batch_size"))
         with begun(self, "evaluate", x), _reading(self, x):
-            return super().evaluate(x=x, y=y, **of_this_process(options))
+            return super().evaluate(x=x, y=y, **of_this_process(self, options))
 
     def train_on_batch(self: Any, *arguments: Any, **options: Any) -> Any:
         """As `keras.Model.train_on_batch`; refused in one of several processes."""
@@ -88,6 +88,10 @@ class Together:
             return super().test_on_batch(*arguments, **options)
         finally:
             self._is_alone = before
+
+    def get_weights(self: Any) -> list[np.ndarray]:
+        """As `keras.Model.get_weights`; where weights are split over hosts, called by all of them."""
+        return [np.array(processes.whole(variable)) for variable in self.weights]
 
     def make_train_function(self: Any, force: bool = False) -> Any:
         """As `keras.Model.make_train_function`, of steps that processes share."""
@@ -108,12 +112,12 @@ class Together:
     @contextlib.contextmanager
     def _predicting(self: Any, data: Any) -> Iterator[None]:
         """Within: `_predict_batch` is called by all processes, unless this is a callback's call within `fit`."""
-        if _is_together or not processes.is_connected():
+        if _is_together or processes.count() == 1:
             yield
             return
-        self._shares_predictions = True
+        self._shares_predictions = processes.is_connected()
         try:
-            with begun(self, "predict", data):
+            with begun(self, "predict", data, **agreeing.described_arrays(data)):
                 yield
         finally:
             self._shares_predictions = False
@@ -169,26 +173,26 @@ class SharedStep:
 def begun(model: Any, method: str, *data: Any, **facts: Any) -> Iterator[None]:
     """Within: all processes are in the same method, with the same model, weights and data.
 
-    Weights and seeds are taken from the first process, as are the seeds of data sets and, for "fit", the optimizer's state:
-    heads that each process drew for itself, or a file that one of them found in another version, never train apart.
+    The seeds of data sets are taken from the first process; on torch weights and seeds too and, for "fit", the optimizer's
+    state: heads that each process drew for itself, or a file that one of them found in another version, never train apart.
+    (JAX refuses to lay out weights that differ.)
 
     Raises:
-        ValueError: in all processes, if they call other methods, or with other models or data, naming the first such one.
+        ValueError: in all processes, if they call other methods, or with other models or data, naming the first such one;
+            on JAX, if the model is of one process.
     """
     global _is_together
     if _is_together:  # validation, within `fit`
         yield
         return
+    _check_on_all_hosts()
     _is_together = True
     try:
-        _agree({"the method called": method, "model": _structure(model), "tokenizer": _tokenizer(model), **facts})
-        _agree(_described(data))
-        for one in data:
-            if hasattr(one, "described"):
-                one.set_state(processes.gathered(one.get_state())[0])
-                _agree({"a batch": one.digest()})  # of rows in the same order, then
-        variables = [*model.variables, *(model.optimizer.variables if method == "fit" else ())]
-        processes.take_firsts([variable.value for variable in variables])
+        agreeing.agree({"the method called": method, **agreeing.described(model), **facts})
+        agreeing.agree_on_data(data)
+        if processes.is_connected():
+            variables = [*model.variables, *(model.optimizer.variables if method == "fit" else ())]
+            processes.take_firsts([variable.value for variable in variables])
         yield
     finally:
         _is_together = False
@@ -203,39 +207,30 @@ def _reading(model: Any, data: Any) -> Iterator[None]:
         model._shared_data = before
 
 
+def _check_on_all_hosts() -> None:
+    """Raise ValueError on JAX unless the distribution's mesh has devices of all processes."""
+    if NAME != "jax":
+        return
+    distribution: Any = keras.distribution.distribution()
+    if distribution is None:
+        missing = "no distribution is set"
+    else:
+        devices = distribution.device_mesh.backend_mesh.devices.flat
+        hosts = {device.process_index for device in devices}
+        missing = (
+            f"the distribution's mesh has devices of {len(hosts)} of them" if len(hosts) < processes.count() else ""
+        )
+    if missing:
+        raise ValueError(
+            f"{processes.count()} processes are connected, and {missing}: each would train a model of its own. Build and "
+            "train it within distribution.data_parallel().scope(), or that of another of keras_tfm.distribution's layouts."
+        )
+
+
 def _check_no_arrays(x: Any, batch_size: int | None) -> None:
     from keras_tfm.distribution.sharing import check_arrays  # which knows of models with strategies, and so of this one
 
     check_arrays(x, batch_size or 32)
-
-
-def of_this_process(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `fit` and `evaluate`: only the first process shows progress, and has the callbacks that write files.
-
-    Those are Keras's `ModelCheckpoint`, `CSVLogger`, `TensorBoard` and `RemoteMonitor`, and callbacks that have a true
-    attribute `of_first_process`.
-
-    Raises:
-        ValueError: for `BackupAndRestore`, which would bring back the first process alone.
-    """
-    given = options.get("callbacks")
-    listed = given.callbacks if isinstance(given, keras.callbacks.CallbackList) else given
-    callbacks = list(listed) if isinstance(listed, list | tuple) else [] if listed is None else [listed]
-    if any(isinstance(callback, keras.callbacks.BackupAndRestore) for callback in callbacks):
-        raise ValueError("BackupAndRestore brings back one process of several; take keras_tfm.training.Resume.")
-    if processes.index() == 0:
-        return options
-    kinds = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")
-    writers = tuple(getattr(keras.callbacks, kind) for kind in kinds)
-    kept = [
-        callback
-        for callback in callbacks
-        if not isinstance(callback, writers) and not getattr(callback, "of_first_process", False)
-    ]
-    if isinstance(given, keras.callbacks.CallbackList):
-        given.callbacks[:] = kept
-        return {**options, "verbose": 0}
-    return {**options, "verbose": 0, "callbacks": kept}
 
 
 def check_together(model: Any) -> None:
@@ -247,50 +242,3 @@ def check_together(model: Any) -> None:
                 f'{loss.name} has reduction="{reduction}", which is of each process\'s rows alone. Take '
                 'reduction="sum_over_batch_size", or keras_tfm\'s TokenCrossentropy.'
             )
-
-
-def _agree(facts: dict[str, Any]) -> None:
-    """Raise ValueError, in all processes, unless all of them give the same facts."""
-    mine = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in facts.items()}
-    first, *others = processes.gathered(mine)
-    for place, theirs in enumerate(others, 1):
-        for name in {**first, **theirs}:
-            if first.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"Processes differ in {name}: process 0 has {first.get(name)}, process {place} {theirs.get(name)}. All "
-                    "of them must build the same model and call fit, evaluate and predict with the same rows in the same "
-                    "order. (A tokenizer that is trained, by wordpiece or unigram, comes out differently each time: train "
-                    "one, save it, and load it in all processes.)"
-                )
-
-
-def _structure(model: Any) -> str:
-    """Names differ where other models were built before; shapes do not."""
-    shapes = [(list(v.shape), str(v.dtype), bool(v.trainable)) for v in model.variables]
-    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12]
-    return f"{type(model).__name__} of {len(shapes)} variables, {digest}"
-
-
-def _tokenizer(model: Any) -> str | None:
-    tokenizer = getattr(getattr(model, "student", model), "tokenizer", None)
-    if tokenizer is None:
-        return None
-    text = json.dumps(tokenizer.to_json(), sort_keys=True, default=str)
-    return f"{type(tokenizer).__name__} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _compiled(model: Any) -> dict[str, Any]:
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    plain = (bool, int, float)
-    config = {name: value for name, value in optimizer.get_config().items() if isinstance(value, plain)}
-    return {"optimizer": type(optimizer).__name__, **config}
-
-
-def _described(data: Sequence[Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for one, name in zip(data, ("x", "validation_data"), strict=False):
-        if hasattr(one, "described"):
-            facts[f"the rows of {name}"] = one.described()
-        else:
-            facts[f"the number of batches of {name}"] = len(one) if hasattr(one, "__len__") else None
-    return facts

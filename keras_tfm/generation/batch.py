@@ -16,7 +16,7 @@ from keras_tfm.generation.decoder import Decoder, State, Step, advance, decoder_
 from keras_tfm.generation.program import to_tensors
 from keras_tfm.generation.recorded import Kept
 from keras_tfm.generation.settings import Choosing, uniforms
-from keras_tfm.ops import kv_cache
+from keras_tfm.ops import kv_cache, processes
 
 
 def padded(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def mark_of(model: Any) -> tuple[Any, ...]:
         return zero + ops.concatenate([ops.cast(each[:: max(1, each.shape[0] // 3)], "float32") for each in flat])
 
     found = decoder_of(model).program("mark", numbers)(np.float32(0))
-    return tuple(variable.path for variable in weights), ops.convert_to_numpy(found).tobytes()
+    return tuple(variable.path for variable in weights), processes.whole(found).tobytes()
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Batch:
         if {"presence_penalty", "frequency_penalty"} & set(arrays):
             state["counts"] = np.zeros((self.rows, vocabulary), np.float32)
         if choosing.sampler is not None:
-            state["sampler"] = [ops.convert_to_numpy(variable) for variable in choosing.sampler.variables]
+            state["sampler"] = [processes.whole(variable) for variable in choosing.sampler.variables]
         self.state = to_tensors(state)
         self.taken = 0
 
@@ -202,7 +202,7 @@ class Batch:
             if self.start + self.taken + self._needed() > self.capacity:
                 self._grow()
             self._run(wanted)
-            self.taken = int(ops.convert_to_numpy(self.state["step"]))
+            self.taken = int(processes.whole(self.state["step"]))
         return self.taken < self.limit and not self.finished()
 
     def _first(self) -> None:
@@ -228,7 +228,7 @@ class Batch:
 
     def finished(self) -> bool:
         """Whether every row has ended."""
-        return bool(ops.convert_to_numpy(self.state["done"]).all())
+        return bool(processes.whole(self.state["done"]).all())
 
     def _grow(self) -> None:
         self.capacity = self._capacity(self.capacity)
@@ -245,12 +245,12 @@ class Batch:
 
     def end(self, rows: np.ndarray) -> None:
         """End some rows, (rows,) bool, where they are."""
-        done = ops.convert_to_numpy(self.state["done"]) | rows
+        done = processes.whole(self.state["done"]) | rows
         self.state = {**self.state, "done": ops.convert_to_tensor(done)}
 
     def tokens(self) -> np.ndarray:
         """What was chosen, (rows, taken) int32, `pad` behind the end of a row."""
-        return ops.convert_to_numpy(self.state["sequence"])[:, self.start : self.start + self.taken]
+        return processes.whole(self.state["sequence"])[:, self.start : self.start + self.taken]
 
     def rounds(self) -> list[int | None]:
         """Of speculative decoding: how often the model was called for each row, behind the prompt."""
@@ -258,7 +258,7 @@ class Batch:
 
     def log_probs(self) -> np.ndarray:
         """Log-probabilities of `tokens` under the model, (rows, taken) float32."""
-        return ops.convert_to_numpy(self.state["log_probs"])[:, self.start : self.start + self.taken]
+        return processes.whole(self.state["log_probs"])[:, self.start : self.start + self.taken]
 
 
 def spread(cache: list, rows: int) -> list:

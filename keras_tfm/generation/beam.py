@@ -18,7 +18,7 @@ from keras_tfm.generation.decoder import State, decoder_of, write_columns
 from keras_tfm.generation.program import to_tensors
 from keras_tfm.generation.request import Request, arranged, text_of, trimmed
 from keras_tfm.models.generative import Generated
-from keras_tfm.ops import kv_cache
+from keras_tfm.ops import kv_cache, processes
 
 NONE = -1e9  # score of a hypothesis that is none
 
@@ -185,9 +185,7 @@ def generate(
 
 def _results(request: Request, batch: Batch, returned: int) -> list[Generated]:
     """The best hypotheses of each prompt, best first."""
-    best, log_probs, scores = (
-        ops.convert_to_numpy(batch.state[name]) for name in ("best", "best_log_probs", "best_scores")
-    )
+    best, log_probs, scores = (processes.whole(batch.state[name]) for name in ("best", "best_log_probs", "best_scores"))
     beams, results = best.shape[1], []
     for prompt in range(len(best)):
         for beam in range(returned):

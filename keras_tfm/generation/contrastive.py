@@ -12,7 +12,7 @@ from keras_tfm.generation import choosing
 from keras_tfm.generation.batch import Batch, Task, read
 from keras_tfm.generation.decoder import Decoder, State, taken, write_columns
 from keras_tfm.generation.program import to_tensors
-from keras_tfm.ops import kv_cache
+from keras_tfm.ops import kv_cache, processes
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Contrastive(Batch):
 
     def _read(self):
         cache, (self._hidden, logits), mask = read(self.decoder, self.task, method="prefill_all")
-        self._hidden = ops.convert_to_numpy(self._hidden)
+        self._hidden = processes.whole(self._hidden)
         return cache, logits, mask
 
     def _first(self) -> None:

@@ -18,7 +18,7 @@ from keras_tfm.generation import buckets, choosing
 from keras_tfm.generation.batch import Batch, Task, padded, read
 from keras_tfm.generation.decoder import Decoder, State, write_columns
 from keras_tfm.generation.settings import uniforms
-from keras_tfm.ops import kv_cache
+from keras_tfm.ops import kv_cache, processes
 
 LONGEST_MATCH = 3  # tokens that are looked up in the text so far
 
@@ -254,7 +254,7 @@ class Speculative(Batch):
 
     def rounds(self) -> list[int | None]:
         """See `Batch.rounds`."""
-        return [int(ops.convert_to_numpy(self.state["rounds"]))]
+        return [int(processes.whole(self.state["rounds"]))]
 
     def _draw(self) -> None:
         super()._draw()

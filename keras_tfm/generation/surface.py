@@ -24,6 +24,7 @@ from keras_tfm.generation.request import (
 from keras_tfm.generation.samplers import options_of
 from keras_tfm.generation.settings import SAMPLING
 from keras_tfm.models.generative import Generated
+from keras_tfm.ops import processes
 
 OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
 CHUNK = 16  # tokens between two looks at the text for stop strings
@@ -137,7 +138,7 @@ def score(model: Any, texts: Any, *, batch_size: int = 16) -> Any:
         width = buckets.prompt(max(len(rows[index]) for index in some))
         width = width if limit is None else min(width, limit)
         ids, mask = padded([rows[index] for index in some], width)
-        scores = ops.convert_to_numpy(decoder.program("score", gather, ids.shape)(ids, mask))
+        scores = processes.whole(decoder.program("score", gather, ids.shape)(ids, mask))
         for row, index in enumerate(some):
             results[index] = Generated.scored(np.array(rows[index]), scores[row, : len(rows[index]) - 1])
     return results[0] if single else results

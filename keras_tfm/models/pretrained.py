@@ -41,6 +41,7 @@ class Pretrained:
 
         A model that came from such a directory, or from a builder of the same family, can be written. The directory
         appears whole: a save that is interrupted leaves the old one as it was. The user's other files in it stay.
+        Where hosts on JAX share the model, the first writes; all of them call this if its weights are split over them.
 
         Args:
             directory: To write; made if need be.
@@ -48,6 +49,7 @@ class Pretrained:
 
         Raises:
             ValueError: for options that the family's format cannot express.
+            RuntimeError: in the other hosts, if the first could not write.
         """
         assert Pretrained.write_checkpoint is not None, "keras_tfm.checkpoints has not been imported"
         Pretrained.write_checkpoint(self, directory, max_shard_size=max_shard_size)

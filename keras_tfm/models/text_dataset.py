@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_tfm.data import TextBatches
+from keras_tfm.distribution.agreeing import digest
 from keras_tfm.distribution.sharing import check_rows, filled_up, local_rows, shares
 from keras_tfm.models.objectives import TokenCrossentropy
 from keras_tfm.ops.backend import NAME
@@ -78,10 +78,7 @@ class TextDataset(keras.utils.PyDataset):
 
     def digest(self) -> str:
         """Of the first batch."""
-        digest = hashlib.sha256()
-        for array in keras.tree.flatten(self[0]):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:12]
+        return digest(keras.tree.flatten(self[0]))
 
     def described(self) -> dict[str, int]:
         """What processes that share it must have the same, JSON-able."""

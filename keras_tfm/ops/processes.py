@@ -1,4 +1,4 @@
-"""The processes that train one model together: how many there are, which this is; on torch, what they tell each other.
+"""The processes that train one model together: how many there are, which this is, what they tell each other.
 
 On JAX they are one mesh, whose programs communicate by themselves. On torch each computes with its part of a batch, and
 what must be of the whole is summed here, through `torch.distributed`.
@@ -7,8 +7,12 @@ what must be of the whole is summed here, through `torch.distributed`.
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import keras
+import numpy as np
 
 from keras_tfm.ops.backend import NAME, Tensor
 
@@ -84,13 +88,40 @@ def any_of(told: bool) -> bool:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What each of torch's processes gives, in their order; anything that can be pickled."""
-    if not is_connected():
+    """What each process gives, in their order; anything that can be pickled."""
+    if count() == 1:
         return [value]
+    if NAME == "jax":
+        from jax.experimental import multihost_utils
+
+        own = np.frombuffer(pickle.dumps(value), np.uint8)
+        lengths = multihost_utils.process_allgather(np.array([own.size], np.int32))[:, 0]
+        rows = multihost_utils.process_allgather(np.pad(own, (0, lengths.max() - own.size)))
+        return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
     found: list[Any] = [None] * count()
     with waiting():
         _group().all_gather_object(found, value)
     return found
+
+
+def has_whole(x: Tensor) -> bool:
+    """Whether this process has all of an array, of which JAX's may have parts on other hosts."""
+    return NAME != "jax" or x.is_fully_addressable or x.is_fully_replicated
+
+
+def is_shared(x: Tensor) -> bool:
+    """Whether an array is of several of JAX's processes, each of which has all or a part of it."""
+    return NAME == "jax" and not x.is_fully_addressable
+
+
+def whole(x: Tensor) -> np.ndarray:
+    """All of an array or a variable, in NumPy; where it is split over hosts, all of them ask."""
+    x = keras.ops.convert_to_tensor(x)
+    if has_whole(x):
+        return keras.ops.convert_to_numpy(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def take_firsts(tensors: Sequence[Tensor]) -> None:

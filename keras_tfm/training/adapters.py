@@ -14,6 +14,8 @@ from keras_tfm.architectures.architecture import Architecture
 from keras_tfm.checkpoints import tensors
 from keras_tfm.checkpoints.hugging_face import architecture_of
 from keras_tfm.checkpoints.matching import pairs, some
+from keras_tfm.checkpoints.writing import by_first
+from keras_tfm.ops import processes
 from keras_tfm.training.adapter_files import WEIGHTS, read_config, write
 from keras_tfm.training.lora import adapted, adapter_names, add_adapters, check_name
 from keras_tfm.training.low_rank import Adapter
@@ -44,6 +46,8 @@ def save_adapter(
         directory: Made if need be. Other files in it stay.
         name: Of the update. Default: the one in use.
         base: What the file says of the model that it is for, a directory or hub id ("base_model_name_or_path").
+
+    Where hosts on JAX share the model, all of them call this, and the first writes.
 
     Raises:
         ValueError: for a model without that update, and for what the format has no word for: other trained parts of the
@@ -93,7 +97,7 @@ def save_adapter(
         **_patterns(settings),
     }
     written |= {ROOT + key: value for key, value in heads.items()}
-    write(Path(directory), config, written)
+    by_first(model.weights, iter(()), lambda: write(Path(directory), config, written))
 
 
 def load_adapter(model: keras.Model, directory: str | Path, name: str = "default") -> list[str]:
@@ -166,7 +170,7 @@ def _join(module: Module, found: list[Adapter | None]) -> dict[str, np.ndarray]:
         if adapter is None:
             parts.append(None)
             continue
-        a, b = map(keras.ops.convert_to_numpy, (adapter.a, adapter.b))
+        a, b = map(processes.whole, (adapter.a, adapter.b))
         parts.append((a, b * np.float32(adapter.scale / scale)))
     a, b = module.join(parts)
     arrays = {"lora_A.weight": a, "lora_B.weight": b}
@@ -174,7 +178,7 @@ def _join(module: Module, found: list[Adapter | None]) -> dict[str, np.ndarray]:
         magnitude = np.empty(module.outputs, np.float32)
         for adapter, layer, rows in zip(found, module.layers, module.rows, strict=True):
             value = column_norms(layer) if adapter is None else adapter.magnitude
-            magnitude[rows] = keras.ops.convert_to_numpy(value)
+            magnitude[rows] = processes.whole(value)
         arrays["lora_magnitude_vector"] = magnitude
     return arrays
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import BACKEND, simulated
+from safetensors.numpy import load_file
 
 from keras_tfm.distribution import Processes, initialize, meeting, processes
 from keras_tfm.distribution.hosts import first_node
@@ -264,10 +265,14 @@ def start(index, port, *rest):
 
 
 def finish(*started):
+    """What each of them printed."""
+    printed = []
     try:
         for process in started:
-            _, errors = process.communicate(timeout=400)
+            output, errors = process.communicate(timeout=400)
             assert process.returncode == 0, errors[-4000:]
+            printed.append(output)
+        return printed
     finally:
         for process in started:
             process.kill()
@@ -277,7 +282,11 @@ def finish(*started):
 @pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution connects processes on JAX")
 def test_two_processes_train_what_one_does_and_one_goes_on_where_they_were(tmp_path):
     port, run = free_port(), tmp_path / "run"
-    finish(*(start(index, port, tmp_path / f"{index}.npz", run) for index in (0, 1)))
+    printed = finish(*(start(index, port, tmp_path / f"{index}.npz", run) for index in (0, 1)))
+    assert [output.count("Epoch 2/2") for output in printed] == [3, 0]
+    written = {path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".keras")}
+    assert written == {"0.data.csv", "0.fsdp.csv", "0.tensor.csv", "0.keras"}
+    assert [path.name for path in tmp_path.glob("*-charts")] == ["0-charts"]
     for way in run.iterdir():  # as if they had been killed after batch 4 of 6
         last = sorted(way.glob("checkpoint-*"))[-1]
         assert last.name.endswith("6.safetensors")
@@ -292,3 +301,8 @@ def test_two_processes_train_what_one_does_and_one_goes_on_where_they_were(tmp_p
         assert found.keys() == expected.keys()
         for key in expected:
             np.testing.assert_allclose(found[key], expected[key], atol=2e-6, err_msg=f"{name}: {key}")
+    for way in ("data", "fsdp", "tensor"):
+        saved, alone = (load_file(tmp_path / f"{way} of {name}" / "model.safetensors") for name in ("both", "one"))
+        assert saved.keys() == alone.keys()
+        for key in alone:
+            np.testing.assert_allclose(saved[key], alone[key], atol=2e-6, err_msg=f"{way}: {key}")

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_tfm.distribution.totals import of_all_processes, own_part
-from keras_tfm.ops import backend, processes
+from keras_tfm.ops import processes
 
 LEFT_OUT = ("_model", "params", "validation_data")
 
@@ -96,13 +96,7 @@ def restore_callbacks(callbacks: Sequence[Any], arrays: dict[str, np.ndarray], f
 
 
 def _on_host(variable: Any) -> np.ndarray:
-    value = variable.value
-    if backend.NAME == "jax" and not value.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
-    # A copy: the next step may write where this one lies.
-    return np.array(keras.ops.convert_to_numpy(value))
+    return np.array(processes.whole(variable))  # a copy: the next step may write where this one lies
 
 
 def _is_plain(value: Any) -> bool:

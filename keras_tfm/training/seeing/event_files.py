@@ -23,20 +23,23 @@ class EventFile:
 
     Args:
         directory: Of the run; made if need be.
+        writes: Whether it is written at all: what other hosts have measured too, one of them writes.
 
     Raises:
         ImportError: without tensorboard.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, writes: bool = True):
         check_installed()
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(open(self.directory / name, "wb"))  # noqa: SIM115 - closed by `close`
+        self.directory, self.writes = Path(directory), writes
+        file = Path(os.devnull)
+        if writes:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            file = self.directory / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(open(file, "wb"))  # noqa: SIM115 - closed by `close`
         self._event = event_pb2.Event
         self._records.write(self._event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_tfm.models.raw_data import is_text, is_words
 from keras_tfm.models.text_dataset import TextDataset
+from keras_tfm.ops import processes
 
 
 def as_batch(model: Any, batch: Any) -> tuple[Any, Any, Any]:
@@ -57,4 +58,4 @@ def to_numpy(x: Any) -> np.ndarray:
         return np.asarray(x)
     if "float" in str(x.dtype):
         x = ops.cast(x, "float32")
-    return ops.convert_to_numpy(x)
+    return processes.whole(x)

@@ -13,6 +13,8 @@ import numpy as np
 from keras_tfm.layers.base import check_positive
 from keras_tfm.models.classifiers import TextClassifier
 from keras_tfm.models.generative import Generative
+from keras_tfm.ops import processes
+from keras_tfm.ops.backend import NAME
 from keras_tfm.training.parts import check_model
 from keras_tfm.training.rates import LayerRates
 from keras_tfm.training.seeing.event_files import (
@@ -72,7 +74,7 @@ class TensorBoard(keras.callbacks.Callback):
         >>> classifier.fit(texts, labels, callbacks=[board])
     """
 
-    of_first_process = True
+    of_first_process = NAME != "jax"  # where all hosts measure, each with its part of the weights, and the first writes
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class TensorBoard(keras.callbacks.Callback):
         self._step = int(to_numpy(optimizer.iterations)) * self._accumulation
         self._next = self._step
         self._before: dict[int, np.ndarray] | None = None
-        self._train = EventFile(self.log_dir / "train")
+        self._train = EventFile(self.log_dir / "train", processes.index() == 0)
         self._validation: EventFile | None = None
         data = getattr(model, "_given_to_fit", None)
         if data is None and self.peak_flops is not None:
@@ -161,7 +163,8 @@ class TensorBoard(keras.callbacks.Callback):
             rows = min(self.embeddings, self.model.vocabulary_size)
             vectors = to_numpy(table(np.arange(rows)[None]))[0]
             names = token_names(getattr(self.model, "tokenizer", None), range(rows))
-            write_projector(self._train.directory, vectors, names, "token_embedding")
+            if self._train.writes:
+                write_projector(self._train.directory, vectors, names, "token_embedding")
         if self._counted is not None:
             self._counted.stop()
         for file in filter(None, (self._train, self._validation)):
@@ -206,7 +209,7 @@ class TensorBoard(keras.callbacks.Callback):
         own = {name: float(value) for name, value in logs.items() if not name.startswith("val_")}
         self._train.scalars({f"epoch/{name}": value for name, value in own.items()}, self._step)
         if held_out:
-            self._validation = self._validation or EventFile(self.log_dir / "validation")
+            self._validation = self._validation or EventFile(self.log_dir / "validation", self._train.writes)
             self._validation.scalars({f"epoch/{name}": value for name, value in held_out.items()}, self._step)
             self._validation.flush()
         model = self.model
