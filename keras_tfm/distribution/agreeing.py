@@ -79,8 +79,15 @@ def _described(data: Sequence[Any]) -> dict[str, Any]:
         if hasattr(one, "described"):
             facts[f"the rows of {name}"] = one.described()
         else:
-            facts[f"the number of batches of {name}"] = len(one) if hasattr(one, "__len__") else None
+            facts[f"the number of batches of {name}"] = _length(one)
     return facts
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:  # a generator, or `tf.data` of unknown length
+        return None
 
 
 def digest(arrays: Sequence[Any]) -> str:
