@@ -45,7 +45,7 @@ def main():
     if int(index) >= 0:
         distribution.initialize(f"127.0.0.1:{port}", 2, int(index), timeout=60)
     keras.utils.set_random_seed(0)
-    tokenizer = tfm.data.train_tokenizer(TEXTS, 40, kind="wordpiece", max_length=8)
+    tokenizer = tfm.data.train_tokenizer(TEXTS, 40, kind="bpe", max_length=8)
     with distribution.fsdp().scope():
         backbone = tfm.models.bert(
             num_layers=1, hidden_dim=64, num_heads=2, vocabulary_size=40, max_sequence_length=8, dropout=0.3

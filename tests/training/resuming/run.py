@@ -31,7 +31,7 @@ class Kill(keras.callbacks.Callback):
 
 def main():
     result, *rest = sys.argv[1:]
-    tokenizer = tfm.data.train_tokenizer(TEXTS, 40, kind="wordpiece", max_length=8)
+    tokenizer = tfm.data.train_tokenizer(TEXTS, 40, kind="bpe", max_length=8)
     keras.utils.set_random_seed(len(rest) and int(time.time() * 1e6) % 2**31)  # a checkpoint brings its own
     if len(rest) < 2 or not any(name.endswith(".safetensors") for name in os.listdir(rest[0])):
         keras.utils.set_random_seed(0)  # also where a life before was killed before its first save was written
