@@ -58,7 +58,7 @@ def main() -> None:
         data = _tagged_text.load(args.tags, args.validation_file)
         train, held_out = split(texts_of(args.text) if args.text else data.untagged)
         _common.check_folders([args.output])
-        tokenizer = tfm.data.train_tokenizer(train, args.vocabulary_size, max_length=args.length)
+        tokenizer = trained_tokenizer(train, args)
         model = tfm.MaskedLM(
             backbone(tokenizer, args),
             tokenizer=tokenizer,
@@ -175,6 +175,17 @@ def split(texts: list[str]) -> tuple[list[str], list[str]]:
         raise ValueError(f"{len(texts)} texts are too few to learn from.")
     order = np.random.default_rng(_tagged_text.SPLIT_SEED).permutation(len(texts))
     return [texts[i] for i in sorted(order[cut:])], [texts[i] for i in sorted(order[:cut])]
+
+
+def trained_tokenizer(texts: list[str], args: argparse.Namespace) -> tfm.data.Tokenizer:
+    """Word pieces of the texts; where a run goes on those that it began with, for training finds others each time."""
+    folder = args.output / "tokenizer"
+    if args.resume and folder.exists():
+        return tfm.data.Tokenizer.from_directory(folder, args.length)
+    tokenizer = tfm.data.train_tokenizer(texts, args.vocabulary_size, max_length=args.length)
+    if args.resume:
+        tokenizer.save(folder)
+    return tokenizer
 
 
 def backbone(tokenizer: tfm.data.Tokenizer, args: argparse.Namespace) -> tfm.models.Backbone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
+AROUND = ("max_length", "padding_side", "settings")  # no part of what a text's tokens are
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class BaseTokenizer(ABC):
@@ -58,6 +64,10 @@ class BaseTokenizer(ABC):
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data, for a model's config."""
+
+    def digest(self) -> str:
+        """12 hexadecimal digits of vocabulary and rules: the same for a tokenizer that was saved and read again."""
+        return _digest({name: value for name, value in self.to_json().items() if name not in AROUND})
 
     def __call__(
         self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None, pad_to: int | None = None
@@ -209,6 +219,11 @@ class Tokenizer(BaseTokenizer):
             "padding_side": self.padding_side,
             "settings": self.settings,
         }
+
+    def digest(self) -> str:
+        """See `BaseTokenizer.digest`."""
+        # Numbers of unigram models come back from a file with another last digit.
+        return _digest(json.loads(self._json, parse_float=lambda number: f"{float(number):.9g}"))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tokenizer:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_tfm.data.tokenizer import BaseTokenizer
 from keras_tfm.ops import processes
 
 
@@ -67,10 +68,7 @@ def _structure(model: Any) -> str:
 
 def _tokenizer(model: Any) -> str | None:
     tokenizer = getattr(getattr(model, "student", model), "tokenizer", None)
-    if tokenizer is None:
-        return None
-    text = json.dumps(tokenizer.to_json(), sort_keys=True, default=str)
-    return f"{type(tokenizer).__name__} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{type(tokenizer).__name__} {tokenizer.digest()}" if isinstance(tokenizer, BaseTokenizer) else None
 
 
 def _described(data: Sequence[Any]) -> dict[str, Any]:

@@ -80,10 +80,11 @@ class TextDataset(keras.utils.PyDataset):
         """Of the first batch."""
         return digest(keras.tree.flatten(self[0]))
 
-    def described(self) -> dict[str, int]:
-        """What processes that share it must have the same, JSON-able."""
-        lengths = self.batches.lengths
-        return {"rows": len(lengths), "tokens": int(np.sum(lengths)), "batch_size": self.batches.batch_size}
+    def described(self) -> dict[str, Any]:
+        """What processes that share it, or runs that take it up, must have the same, JSON-able."""
+        lengths, size = np.asarray(self.batches.lengths, np.int64), self.batches.batch_size
+        found = {"rows": len(lengths), "tokens": int(lengths.sum()), "batch_size": size}
+        return {**found, "lengths": digest([lengths])}
 
     def for_fit(self, loss: Any = None) -> Any:
         """What to hand to Keras: this, or on TensorFlow the same as `tf.data`; batches that devices can share.
@@ -135,7 +136,7 @@ class SharedDataset(keras.utils.PyDataset):
         rows = local_rows(len(keras.tree.flatten(batch)[0]))
         return keras.tree.map_structure(lambda array: array[rows], batch)
 
-    def described(self) -> dict[str, int]:
+    def described(self) -> dict[str, Any]:
         return self.dataset.described()
 
     def digest(self) -> str:

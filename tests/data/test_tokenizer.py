@@ -133,6 +133,7 @@ def test_json_round_trip():
     tokenizer = train_word_piece(padding_side="left", max_length=5, settings={"pad_token": "[MASK]"})
     again = Tokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
     assert again.to_json() == tokenizer.to_json()
+    assert again.digest() == tokenizer.digest()
     same_batch(again(SENTENCES), tokenizer(SENTENCES))
 
 

@@ -83,6 +83,7 @@ def test_transformers_reads_what_is_saved(tmp_path, kind):
             assert getattr(theirs, f"{role}_token_id") == tokenizer.special_id(role)
         assert (theirs.model_max_length, theirs.padding_side) == (12, "right")
     again = Tokenizer.from_directory(tmp_path)
+    assert again.digest() == tokenizer.digest() != TRAINED[kind, False].digest()
     assert {**again.settings, **tokenizer.settings} == again.settings
     np.testing.assert_array_equal(again(SENTENCES)["token_ids"], tokenizer(SENTENCES)["token_ids"])
 

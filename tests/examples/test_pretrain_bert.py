@@ -48,6 +48,7 @@ def test_a_run_and_going_on_with_it(files, tmp_path, monkeypatch, capsys):
             assert 0 <= metrics["results"][f"F1 with {count} tagged rows, {name}"] <= 1
     for name in ("curves.png", "labels.png"):
         assert (output / name).stat().st_size > 10_000
+    assert (output / "tokenizer" / "tokenizer.json").exists()  # word pieces are others each time they are trained
     model = keras.models.load_model(output / "pretrained.keras")
     weights = [np.array(keras.ops.convert_to_numpy(v)) for v in model.weights]
     assert keras.models.load_model(output / "tagger.keras").labels == ["O", "B-PARAMETER", "I-PARAMETER"]

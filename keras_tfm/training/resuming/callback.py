@@ -129,6 +129,7 @@ class Resume(keras.callbacks.Callback):
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._at = {"epoch": 0, "step": 0, "read": 0}
+        self._rows = self._input.described(model)
         self._begin = random_state.capture()
         self._at_validation: Saved | None = None
         self._is_to_end = False
@@ -156,6 +157,13 @@ class Resume(keras.callbacks.Callback):
             raise ValueError(
                 f"The checkpoint is of other data: an epoch had {found.facts['steps']} batches, one of these has {steps}. "
                 "Give the same rows in batches of the same size, or take another directory."
+            )
+        rows = found.facts.get("rows")
+        if None not in (rows, self._rows) and rows != self._rows:
+            raise ValueError(
+                f"The checkpoint is of other data: {rows} then, {self._rows} now. Give the same rows in batches of the "
+                "same size, tokenized as then, or take another directory. (A tokenizer that is trained, by wordpiece or "
+                "unigram, comes out differently each time: save it beside the checkpoints, and load it.)"
             )
         if (backend := found.facts["backend"]) != NAME:
             warnings.warn(f"The run was on {backend} and goes on on {NAME}, with other random numbers.", stacklevel=2)
@@ -277,6 +285,7 @@ class Resume(keras.callbacks.Callback):
             "stopped": stopped,
             "steps": self.params.get("steps"),
             "data": self._data_state,
+            "rows": self._rows,
             "random": {moment: rest for moment, (_, rest) in moments.items()},
             "history": {name: [float(value) for value in values] for name, values in history.history.items()},
             "epochs": list(history.epoch),

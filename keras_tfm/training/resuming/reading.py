@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_tfm.distribution import agreeing
 from keras_tfm.models.text_dataset import is_grain
 from keras_tfm.ops.backend import NAME
 
@@ -53,6 +54,12 @@ class Input:
     def state(self) -> Any:
         """Of the data, as an epoch begins; JSON-able."""
         return self.data.get_state() if self.keeps_state else None
+
+    def described(self, model: Any) -> dict[str, Any] | None:
+        """What the data must be again, JSON-able: rows of a task's, and its tokenizer; None of others."""
+        if not hasattr(self.data, "described"):
+            return None
+        return {**self.data.described(), "tokenizer": agreeing.described(model)["tokenizer"]}
 
     def restore(self, state: Any, step: int) -> None:
         """Bring the data to where an epoch was, of which so many batches need not be made again."""

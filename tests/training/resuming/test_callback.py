@@ -347,6 +347,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         run(wider, on_texts, tmp_path)
     with pytest.raises(ValueError, match="other data: an epoch had 5 batches, one of these has 10"):
         run(classifier, lambda model, resume, **o: model.fit(TEXTS, LABELS, batch_size=2, epochs=3, **o), tmp_path)
+    other = tfm.data.train_tokenizer([text.upper() for text in TEXTS], 40, kind="bpe", max_length=8)
+
+    def retrained():
+        model = classifier()
+        model.tokenizer = other
+        return model
+
+    for make, texts in ((retrained, TEXTS), (classifier, TEXTS[::-1])):
+        with pytest.raises(
+            ValueError, match=r"other data: .*'lengths'.* then, .* now.* save it beside the checkpoints"
+        ):
+            run(make, lambda model, resume, texts=texts, **o: model.fit(texts, LABELS, batch_size=4, **o), tmp_path)
     with pytest.raises(ValueError, match="another run: its optimizer had"):
         run(lambda: classifier(keras.optimizers.SGD(0.1)), on_texts, tmp_path)
     with pytest.raises(ValueError, match=r"callbacks \[\]; Resume was given \['EarlyStopping'\]"):
