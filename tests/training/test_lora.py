@@ -207,10 +207,10 @@ def test_several_updates():
     one = numpy(model(X))
     assert {v.path.split("lora_")[1][:3] for v in model.trainable_variables if is_update(v)} == {"one"}
     set_adapter(model, None)
-    np.testing.assert_array_equal(numpy(model(X)), plain)
+    assert_close(model(X), plain, 1e-6)  # torch takes other kernels where weights are frozen, which may round otherwise
     assert not any(map(is_update, model.trainable_variables))
     set_adapter(model, "two")
-    np.testing.assert_array_equal(numpy(model(X)), two)
+    assert_close(model(X), two, 1e-6)
     assert min(np.abs(a - b).max() for a, b in ((one, two), (one, plain), (two, plain))) > 1e-3
     set_adapter(model, "one")
     merge_lora(model)
@@ -222,7 +222,7 @@ def test_trains_on_quantized_weights():
     model.backbone.blocks[0].feed_forward.up.quantize("int8")
     before = numpy(model(X))
     add_lora(model, 2, targets="feed_forward.*")
-    np.testing.assert_array_equal(numpy(model(X)), before)
+    assert_close(model(X), before, 1e-6)
     base = {v.path: numpy(v) for v in model.weights if not v.trainable}
     model.compile(keras.optimizers.Adam(0.03), metrics=[])
     model.train_on_batch(X, Y)
