@@ -62,8 +62,8 @@ def described_arrays(x: Any) -> dict[str, str]:
 def _structure(model: Any) -> str:
     """Names differ where other models were built before; shapes do not."""
     shapes = [(list(v.shape), str(v.dtype), bool(v.trainable)) for v in model.variables]
-    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12]
-    return f"{type(model).__name__} of {len(shapes)} variables, {digest}"
+    of_shapes = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12]
+    return f"{type(model).__name__} of {len(shapes)} variables, {of_shapes}"
 
 
 def _tokenizer(model: Any) -> str | None:
