@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
-
-# Products of one input are joined where a weight has at most so many bytes: reading it then takes about as long as calling
-# the product does. Larger ones would gain little, and the joined weights are a copy.
-SMALL = 1 << 20
-# On a CPU a few rows times a transposed matrix, as of a tied head, take up to twice the time of the matrix laid out anew,
-# measured for 3 to 16 rows (8192 x 256 and 8 rows: 440 and 191 microseconds). A copy of it is made in each call, so it is
-# not to be large; for larger ones the product is turned about, which helps from 6 rows on.
-FEW_ROWS, TURNED, COPIED = range(3, 17), range(6, 17), 1 << 24
 
 
 def is_in_place(node: Any) -> bool:
@@ -59,66 +50,6 @@ def _writes_again(node: Any) -> bool:
     before = node.args[0]
     others = [user for user in before.users if user is not node and is_in_place(user) and user.args[0] is before]
     return not others and before.args[1:] == node.args[1:] and before.kwargs == node.kwargs
-
-
-def join_products(graph: Any, changing: set[Any]) -> None:
-    """Let products of one input with several fixed matrices, as of queries, keys and values, be one product.
-
-    The joined matrices are made with what else is fixed; parts of the product are views of it.
-    """
-    import torch
-
-    aten = torch.ops.aten
-    groups: dict[Any, list[Any]] = {}
-    for node in graph.nodes:
-        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
-            continue
-        *bias, given, weight = node.args
-        values = [part.meta.get("val") for part in (*bias, given, weight)]
-        if given not in changing or changing.intersection((*bias, weight)) or any(value is None for value in values):
-            continue
-        if any(value.ndim != 1 for value in values[:-2]) or values[-1].numel() * values[-1].element_size() > SMALL:
-            continue
-        groups.setdefault((node.target, given, values[-1].dtype, values[-2].shape), []).append(node)
-    joined = [nodes for nodes in groups.values() if len(nodes) > 1]
-    if not joined:
-        return
-    fixed_first(graph, changing)
-    for nodes in joined:
-        widths = [node.args[-1].meta["val"].shape[1] for node in nodes]
-        with graph.inserting_before(nodes[0]):
-            biases = [list(parts) for parts in zip(*(node.args[:-2] for node in nodes), strict=True)]
-            bias = [graph.call_function(aten.cat.default, (parts,)) for parts in biases]
-            weight = graph.call_function(aten.cat.default, ([node.args[-1] for node in nodes], 1))
-            product = graph.call_function(nodes[0].target, (*bias, nodes[0].args[-2], weight))
-            places = itertools.pairwise(itertools.accumulate(widths, initial=0))
-            parts = [graph.call_function(aten.slice.Tensor, (product, 1, *place)) for place in places]
-        for node, part in zip(nodes, parts, strict=True):
-            replace(node, part)
-
-
-def lay_out(graph: Any, changing: set[Any]) -> None:
-    """Let a CPU's products of few rows with a fixed, transposed float32 matrix have it in the order they read best."""
-    import torch
-
-    aten = torch.ops.aten
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not aten.mm.default or node.args[1] in changing:
-            continue
-        rows, matrix = (part.meta.get("val") for part in node.args)
-        if rows is None or matrix is None or matrix.device.type != "cpu" or matrix.dtype != torch.float32:
-            continue
-        if matrix.stride(0) != 1 or matrix.stride(1) < matrix.shape[0] or min(matrix.shape) == 1:
-            continue
-        with graph.inserting_before(node):
-            if rows.shape[0] in FEW_ROWS and matrix.numel() * matrix.element_size() <= COPIED:
-                options = {"memory_format": torch.contiguous_format}
-                node.args = (node.args[0], graph.call_function(aten.clone.default, (node.args[1],), options))
-            elif rows.shape[0] in TURNED:
-                turned = [graph.call_function(aten.permute.default, (part, [1, 0])) for part in node.args]
-                product = graph.call_function(aten.mm.default, (turned[1], turned[0]))
-                found = graph.call_function(aten.permute.default, (product, [1, 0]))
-                replace(node, found)
 
 
 def replace(node: Any, by: Any) -> None:

@@ -17,8 +17,7 @@ SMALL = 1 << 16  # bytes that are copied in less time than a tensor takes to be 
 
 
 def prepare(graph: Any) -> None:
-    """Let a CPU's operations be those that Inductor makes quick loops from."""
-    bias_apart(graph)
+    """Let a CPU's operations be those that Inductor makes quick loops from; biases are apart from products already."""
     one_row(graph)
     attention_as_sums(graph)
     gelu_by_sigmoid(graph)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_tfm.generation import graph_passes, inductor
+from keras_tfm.generation import graph_passes, inductor, products
 
 Tensors = list[Any]
 Strides = list[tuple[int, ...]]
@@ -71,8 +71,11 @@ class Recorded:
         state_inputs = inputs[len(weights) : len(weights) + len(state)]
         changing = graph_passes.changing_nodes(module.graph, state_inputs)
         if repeated:
-            graph_passes.join_products(module.graph, changing)
-            graph_passes.lay_out(module.graph, changing)
+            products.join(module.graph, changing)
+        if compiled:
+            inductor.bias_apart(module.graph)
+        if repeated:
+            products.suit(module.graph, changing, compiled)
         if compiled:
             inductor.prepare(module.graph)
         (output,) = (node for node in module.graph.nodes if node.op == "output")

@@ -16,70 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_tfm.generation import graph_passes, inductor
 from keras_tfm.generation.recorded import Kept, Recorded
+from tests.generation.graphs import count, random, record
 
 aten = torch.ops.aten
-
-
-def random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def record(function, weights, state, **options) -> Recorded:
-    return Recorded(function, list(range(len(weights))), weights, state, [], **options)
-
-
-def count(module, target) -> int:
-    return sum(node.target is target for node in module.graph.nodes)
-
-
-@pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("bias", [True, False])
-def test_products_of_one_input_are_one_product(rows, bias):
-    weights = [random(8, 6), random(8, 4), random(8, 6)] + ([random(6), random(4), random(6)] if bias else [])
-
-    def function(weights, state, settings):
-        x = torch.tanh(state[0])
-        parts = (
-            [x @ w for w in weights[:3]]
-            if not bias
-            else [torch.addmm(b, x, w) for w, b in zip(weights[:3], weights[3:], strict=True)]
-        )
-        first, second, third = parts
-        return [first.view(rows, 2, 3).transpose(0, 1), second.view(-1), third * 2, first + third]
-
-    state = [random(rows, 8)]
-    program = record(function, weights, state)
-    kind = aten.addmm.default if bias else aten.mm.default
-    assert count(program._step, kind) == 1
-    for scale in (1.0, 3.0):  # weights as they are now
-        now = [scale * weight for weight in weights]
-        for given, wanted in zip(program.bound(now, [], Kept())(state), function(now, state, []), strict=True):
-            assert given.shape == wanted.shape
-            torch.testing.assert_close(given, wanted)
-
-
-def test_products_that_are_not_alike_stay():
-    def function(weights, state, settings):
-        x, y = state[0] * 2, state[0] * 3
-        wide, other, own = weights
-        return [x @ wide, y @ other, y @ (own + y.sum()), x.double() @ other.double(), (x + 1) @ wide]
-
-    weights, state = [random(8, 6), random(8, 4), random(8, 4)], [random(3, 8)]
-    program = record(function, weights, state)
-    assert count(program._step, aten.mm.default) == 5
-    for given, wanted in zip(program.bound(weights, [], Kept())(state), function(weights, state, []), strict=True):
-        torch.testing.assert_close(given, wanted)
-
-
-def test_large_products_stay(monkeypatch):
-    def function(weights, state, settings):
-        x = state[0] + 1
-        return [x @ weight for weight in weights]
-
-    weights, state = [random(8, 6), random(8, 6), random(8, 7)], [random(3, 8)]
-    monkeypatch.setattr(graph_passes, "SMALL", 8 * 6 * 4)
-    program = record(function, weights, state)
-    assert count(program._step, aten.mm.default) == 2
 
 
 def merged(function, *examples):
@@ -118,29 +57,6 @@ def test_what_is_written_over_in_between_is_written_again(between):
     module = merged(function, torch.zeros(4), place, value)
     for given, wanted in zip(module(torch.zeros(4), place, value), function(torch.zeros(4), place, value), strict=True):
         assert torch.equal(given, wanted)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16, 17])
-@pytest.mark.parametrize("copied", [True, False])
-def test_transposed_matrices_of_few_rows_give_the_same(rows, copied, monkeypatch):
-    if not copied:
-        monkeypatch.setattr(graph_passes, "COPIED", 0)
-
-    def function(weights, state, settings):
-        product = (state[0] + 1) @ weights[0].T
-        return [product.view(rows, 2, 5), product.view(-1), product.argmax(-1)]
-
-    weights, state = [random(10, 6)], [random(rows, 6)]
-    program = record(function, weights, state)
-    (mm,) = (node for node in program._step.graph.nodes if node.target is aten.mm.default)
-    made = aten.clone.default in [node.target for node in program._make.graph.nodes]
-    assert made == (copied and 3 <= rows <= 16)
-    turned = getattr(mm.args[0], "target", None) is aten.permute.default or mm.args[0].op == "placeholder"
-    assert turned == (not copied and rows in graph_passes.TURNED)
-    for scale in (1.0, -2.0):
-        now = [scale * weights[0]]
-        for given, wanted in zip(program.bound(now, [], Kept())(state), function(now, state, []), strict=True):
-            torch.testing.assert_close(given, wanted)
 
 
 @pytest.mark.parametrize("queries", [1, 2])
