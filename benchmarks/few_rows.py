@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 from benchmarks.generation import SIZES
-from benchmarks.measure import alternate, save
+from benchmarks.measure import alternate, reading_rate, save
 
 LOOPS = 200
 
@@ -67,26 +65,6 @@ def chains() -> dict[str, tuple[Callable, object]]:
         "in two halves": (halves, (np.split(table, 2), halved)),
         "weights left": (left, (table, [(up.T.copy(), down.T.copy()) for up, down in pairs])),
     }
-
-
-def reading_rate(size: int, threads: int, repeats: int = 40) -> float:
-    """Bytes a second at which so many threads read an array of this many bytes over and over."""
-    parts = np.array_split(np.ones(size // 4, np.float32), threads)
-
-    def read(part: np.ndarray) -> None:
-        for _ in range(repeats):
-            part.max()
-
-    rates = []
-    for _ in range(5):
-        workers = [threading.Thread(target=read, args=(part,)) for part in parts]
-        start = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        rates.append(size * repeats / (time.perf_counter() - start))
-    return statistics.median(rates)
 
 
 def measure(rounds: int) -> dict:

@@ -4,11 +4,13 @@
     python -m benchmarks.generation --backend jax   this backend alone
 
 Whole calls alternate in one process (Hugging Face's torch model beside each backend), after all gave the same tokens.
-Beside them stand the floor of a step, which is to read the weights once, and what a long text costs.
+Beside them stand the floor of a step, which is to read the weights once, and what a long text costs, beside how long all
+cores take to read the weights and the cache again and again.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -16,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.measure import alternate, ratio, run_by_backend
+from benchmarks.measure import alternate, ratio, reading_rate, run_by_backend
 
 SIZES = dict(vocabulary=8192, width=256, layers=4, heads=4, intermediate=1024, prompt=32, new=256, positions=1024)
 OURS, PEERS = ("keras_tfm", "jit_compile"), ("KerasHub", "Hugging Face")
@@ -104,38 +106,43 @@ def seconds(call: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def lengths(ours, rounds: int) -> dict[str, float]:
-    """What long texts cost: the time to the first token, and of a token early and late."""
+def lengths(ours, rounds: int, jit_compile: bool | None = None) -> dict[str, float]:
+    """What long texts cost: the time to the first token, and of a token early and late, beside reading what it reads."""
+    import keras
+
+    from keras_tfm.generation.request import Request
+
     prompt = np.random.default_rng(2).integers(1, SIZES["vocabulary"], 16).tolist()
 
     def first(limit: int) -> float:
         def call():
-            batch = Request(ours, prompt, limit).batch()
+            batch = Request(ours, prompt, limit, jit_compile=jit_compile).batch()
             batch.advance(1)
             batch.tokens()
 
         call()
         return seconds(call, 4 * rounds)
 
-    from keras_tfm.generation.request import Request
-
     few, many = first(20), first(1000)
-    batch = Request(ours, prompt, 1000).batch()
+    batch = Request(ours, prompt, 1000, jit_compile=jit_compile).batch()
     while batch.advance(50):  # compiles what is needed
         pass
     parts: dict[int, list[float]] = {}
+    read: dict[int, int] = {}  # bytes of weights and of the cache
     for _ in range(max(rounds // 2, 2)):
-        batch = Request(ours, prompt, 1000).batch()
+        batch = Request(ours, prompt, 1000, jit_compile=jit_compile).batch()
         for begin in range(0, 1000, 50):
             start = time.perf_counter()
             batch.advance(50)
             parts.setdefault(begin, []).append((time.perf_counter() - start) / 50)
-    return {
-        "first token of 20": few,
-        "first token of 1000": many,
-        "token 50-100": statistics.median(parts[50]),
-        "token 950-1000": statistics.median(parts[950]),
-    }
+            read[begin] = sum(
+                np.asarray(x).nbytes for x in keras.tree.flatten([ours.get_weights(), batch.state["cache"]])
+            )
+    found = {"first token of 20": few, "first token of 1000": many}
+    for begin in (50, 950):
+        found[f"token {begin}-{begin + 50}"] = statistics.median(parts[begin])
+        found[f"reading {begin}-{begin + 50}"] = read[begin] / reading_rate(read[begin], os.cpu_count() or 1)
+    return found
 
 
 def measure(backend: str, rounds: int) -> dict:
@@ -161,7 +168,9 @@ def measure(backend: str, rounds: int) -> dict:
                     "ratios": {name: ratio(times, name, mine) for name in PEERS},
                     "tokens": batch * SIZES["new"],
                 }
-    results["lengths"] = lengths(ours, rounds)
+    results["lengths"] = {OURS[0]: lengths(ours, rounds)}
+    if backend == "torch":
+        results["lengths"][OURS[1]] = lengths(ours, rounds, jit_compile=True)
     results["backend"] = backend
     return results
 
@@ -181,14 +190,18 @@ def table(results: dict[str, dict]) -> str:
                 f"{row['ratios']['KerasHub']:.2f} | {row['ratios']['Hugging Face']:.2f} | {step:.2f} ms | "
                 f"{found['floor'] * 1e3:.2f} ms |"
             )
+    names = "first token, of 20 | of 1000 | a token at 50-100 | reading alone | at 950-1000 | reading alone"
     lines += [
         "",
-        "| backend | first token, of 20 | of 1000 | a token at 50-100 | at 950-1000 |",
-        "|---|---|---|---|---|",
+        f"| backend | {names} | late / early | reading alone |",
+        "|---" * 9 + "|",
     ]
     for backend, found in results.items():
-        values = " | ".join(f"{value * 1e3:.2f} ms" for value in found["lengths"].values())
-        lines.append(f"| {backend} | {values} |")
+        for mine, values in found["lengths"].items():
+            cells = " | ".join(f"{value * 1e3:.2f} ms" for value in values.values())
+            _, _, early, read_early, late, read_late = values.values()
+            name = backend if mine == OURS[0] else f"{backend}, {mine}"
+            lines.append(f"| {name} | {cells} | {late / early:.2f} | {read_late / read_early:.2f} |")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
@@ -65,6 +66,26 @@ def matrix_rate(seconds: float = 1.0, size: int = 1024) -> float:
         a @ b
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def reading_rate(size: int, threads: int, repeats: int = 40) -> float:
+    """Bytes a second at which so many threads read an array of this many bytes over and over."""
+    parts = np.array_split(np.ones(size // 4, np.float32), threads)
+
+    def read(part: np.ndarray) -> None:
+        for _ in range(repeats):
+            part.max()
+
+    rates = []
+    for _ in range(5):
+        workers = [threading.Thread(target=read, args=(part,)) for part in parts]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        rates.append(size * repeats / (time.perf_counter() - start))
+    return statistics.median(rates)
 
 
 def gradient_step(

@@ -224,7 +224,7 @@ class Batch:
         sampler = self.task.choosing.sampler
         if sampler is not None:
             for variable, value in zip(sampler.variables, self.state["sampler"], strict=True):
-                variable.assign(value)
+                variable.assign(processes.whole(value))  # the state's own is consumed by the next step
 
     def finished(self) -> bool:
         """Whether every row has ended."""

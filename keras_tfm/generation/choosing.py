@@ -82,9 +82,21 @@ def repeats(sequence: Tensor, filled: Tensor, size: int, vocabulary_size: int) -
     return hits[:, :vocabulary_size] > 0
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """The id of each row's largest logit, (batch,) int32; of equal ones the first."""
+    if NAME == "torch":
+        return ops.cast(ops.argmax(logits, axis=-1), "int32")
+    # On a CPU XLA's argmax takes one element after the other; both of these take many at once.
+    vocabulary = logits.shape[-1]
+    ids = ops.arange(vocabulary, dtype="int32")[None, :]
+    largest = ops.max(logits, axis=-1, keepdims=True)
+    first = ops.min(ops.where(logits == largest, ids, vocabulary), axis=-1)
+    return ops.minimum(first, vocabulary - 1)  # a NaN equals nothing
+
+
 def choose(logits: Tensor, arrays: dict[str, Tensor], step: Tensor, static: tuple) -> Tensor:
     """A token for each row, (batch,) int32: the most likely, or drawn."""
-    best = ops.cast(ops.argmax(logits, axis=-1), "int32")
+    best = most_likely(logits)
     if "temperature" not in arrays:
         return best
     temperature = arrays["temperature"]
@@ -95,7 +107,7 @@ def choose(logits: Tensor, arrays: dict[str, Tensor], step: Tensor, static: tupl
 def distribution(logits: Tensor, arrays: dict[str, Tensor], static: tuple) -> Tensor:
     """The probabilities that `choose` draws with, (batch, vocabulary_size) float32; of greedy rows 1 and zeros."""
     ids = ops.arange(logits.shape[-1], dtype="int32")[None, :]
-    best = ops.cast(ids == ops.cast(ops.argmax(logits, axis=-1), "int32")[:, None], "float32")
+    best = ops.cast(ids == most_likely(logits)[:, None], "float32")
     if "temperature" not in arrays:
         return best
     temperature = arrays["temperature"][:, None]

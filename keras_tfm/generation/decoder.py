@@ -52,13 +52,19 @@ class Decoder:
         self._programs: dict[Any, Program] = {}
 
     def program(
-        self, name: str, function: Any, *key: Any, variables: Sequence[Any] = (), inductor: bool = False
+        self,
+        name: str,
+        function: Any,
+        *key: Any,
+        variables: Sequence[Any] = (),
+        inductor: bool = False,
+        consumes: bool = False,
     ) -> Program:
         """The program of this name and key, made if need be. `variables`: that it reads beside the model's."""
         found = self._programs.get((name, *key))
         if found is None:
             every = [*self.model.variables, *variables]
-            found = self._programs[name, *key] = Program(every, function, self._traced, inductor)
+            found = self._programs[name, *key] = Program(every, function, self._traced, inductor, consumes)
         return found
 
     def _traced(self) -> None:
@@ -221,7 +227,8 @@ class Decoder:
             program = self.program("once", step, *key, variables=variables, inductor=self.inductor)
             slim = program.repeat(kept, carried(state, once.decoders), arrays, context_mask, np.int32(until))
             return whole(slim, like, once.decoders)
-        return self.program("loop", loop, *key, variables=variables)(state, arrays, context_mask, np.int32(until))
+        program = self.program("loop", loop, *key, variables=variables, consumes=True)
+        return program(state, arrays, context_mask, np.int32(until))
 
 
 @dataclass(frozen=True)

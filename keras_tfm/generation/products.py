@@ -25,7 +25,7 @@ def is_slow_library() -> bool:
     """Whether torch's products are MKL's on an AMD processor: a half to a fifth as fast as what else there is, any size."""
     import torch
 
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return libraries and "AMD" in str(found.get("cpu_name"))
 

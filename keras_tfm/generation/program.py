@@ -54,6 +54,7 @@ class Program:
         function: (*trees of tensors) -> tree of tensors; reads variables, changes none.
         traced: Called whenever the function is traced anew.
         inductor: On torch, have what `repeat` repeats compiled, rather than run operation by operation.
+        consumes: On JAX the first argument's memory may be taken for the result: the caller has no use for it any more.
 
     Calling it takes the same arguments: nested dicts and lists of tensors and NumPy arrays, always of the same shapes.
     """
@@ -64,8 +65,9 @@ class Program:
         function: Callable[..., Tree],
         traced: Callable[[], None],
         inductor: bool = False,
+        consumes: bool = False,
     ):
-        self.function, self.traced, self.inductor = function, traced, inductor
+        self.function, self.traced, self.inductor, self.consumes = function, traced, inductor, consumes
         self._variables = list(variables)
         self._run: Callable[..., Tree] | None = None
         self._record: tuple[Recorded, Tree] | None = None
@@ -86,8 +88,11 @@ class Program:
     def _jax(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
         import jax
 
-        compiled = jax.jit(self._with_weights)
-        return lambda *arguments: compiled([variable.value for variable in self._variables], arguments)
+        def apart(values, first, others):
+            return self._with_weights(values, (first, *others))
+
+        compiled = jax.jit(apart, donate_argnums=(1,) if self.consumes else ())
+        return lambda first, *others: compiled([variable.value for variable in self._variables], first, others)
 
     def _tensorflow(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
         import tensorflow as tf

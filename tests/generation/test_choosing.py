@@ -22,6 +22,15 @@ EVERY = [
 ]
 
 
+def test_the_most_likely_is_the_first_of_the_highest():
+    logits = np.random.default_rng(1).integers(-3, 3, (40, 11)).astype("float32")  # with many equal ones
+    logits[1], logits[2, 4:] = -np.inf, np.inf
+    assert numpy(choosing.most_likely(ops.convert_to_tensor(logits))).tolist() == logits.argmax(-1).tolist()
+    logits[3, 5] = np.nan
+    (found,) = numpy(choosing.most_likely(ops.convert_to_tensor(logits[3:4])))
+    assert 0 <= found < 11
+
+
 def softmax(x: np.ndarray) -> np.ndarray:
     x = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
     return x / x.sum(-1, keepdims=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -206,6 +208,22 @@ def test_the_loop_overwrites_its_caches_in_place(rows):
     large = [line for line in body.splitlines() if re.search(r"= f32\[(\d+,)*128(,\d+)*\]\S* copy\(", line)]
     assert " copy(" in body, "XLA writes them another way now; look again"
     assert not large
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX alone says where arrays lie")
+@pytest.mark.parametrize("name", ["rotary, grouped", "windows in turn"])
+def test_a_call_goes_on_in_the_memory_of_the_last_one(name):
+    """Copying the caches for every few tokens of a stream would cost as much as attending to them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of memory that could not be taken
+        batch = Request(model_of(name), PROMPTS, 40).batch()
+        batch.advance(5)
+        before = [part["attention"][name] for part in batch.state["cache"] for name in ("key", "value")]
+        places = [array.unsafe_buffer_pointer() for array in before]
+        batch.advance(10)
+    after = [part["attention"][name] for part in batch.state["cache"] for name in ("key", "value")]
+    assert [array.unsafe_buffer_pointer() for array in after] == places
+    assert all(array.is_deleted() for array in before)
 
 
 def test_bytes_of_a_cache_are_what_the_formula_says():

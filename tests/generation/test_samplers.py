@@ -8,6 +8,7 @@ import pytest
 from helpers import numpy
 from keras import ops
 
+from keras_tfm.generation.decoder import Decoder
 from keras_tfm.generation.samplers import options_of
 
 from .models import PROMPTS, VOCABULARY, model_of
@@ -50,6 +51,21 @@ class Odd(hub.samplers.Sampler):
         odd = ops.cast(ops.arange(VOCABULARY) % 2 == 1, "float32")
         logits = ops.log(ops.maximum(probabilities * odd, 1e-30))
         return keras.random.categorical(logits, 1, seed=self.seed_generator)[:, 0]
+
+
+def test_an_interrupted_call_leaves_a_sampler_usable(monkeypatch):
+    def interrupted(self, *arguments, plain=Decoder.repeat):
+        plain(self, *arguments)
+        raise KeyboardInterrupt
+
+    model, sampler = model_of("learned"), Odd(3)
+    expected = [row.tolist() for row in model.generate(PROMPTS, 4, sampler=Odd(3))]
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "repeat", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(PROMPTS, 12, sampler=sampler)
+    assert numpy(sampler.seed_generator.state).shape == (2,)
+    assert [row.tolist() for row in model.generate(PROMPTS, 4, sampler=sampler)] != expected  # it has drawn since
 
 
 def test_samplers_of_ones_own():
