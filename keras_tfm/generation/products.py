@@ -31,11 +31,8 @@ def is_slow_library() -> bool:
 
 
 @functools.cache
-def linear() -> Any:
-    """oneDNN's product as an operation (rows, matrix) -> rows @ matrix.T that Inductor leaves as it is.
-
-    Of oneDNN's own operation Inductor wants a matrix that is a constant.
-    """
+def _library() -> Any:
+    """Where the operation `linear` is registered, for as long as this is held."""
     import torch
 
     library = torch.library.Library("keras_tfm", "FRAGMENT")
@@ -43,7 +40,17 @@ def linear() -> Any:
     library.impl("linear", lambda rows, matrix: torch.ops.mkldnn._linear_pointwise(*_linear(rows, matrix)), "CPU")
     fake = torch.library.register_fake("keras_tfm::linear", lib=library)
     fake(lambda rows, matrix: rows.new_empty((rows.shape[0], matrix.shape[0])))
-    linear.library = library  # type: ignore[attr-defined]  # the operation is there for as long as this is
+    return library
+
+
+def linear() -> Any:
+    """oneDNN's product as an operation (rows, matrix) -> rows @ matrix.T that Inductor leaves as it is.
+
+    Of oneDNN's own operation Inductor wants a matrix that is a constant.
+    """
+    import torch
+
+    _library()
     return torch.ops.keras_tfm.linear.default
 
 

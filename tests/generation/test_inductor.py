@@ -35,6 +35,17 @@ def test_compiled_steps_write_the_same():
 
 
 @on_torch
+def test_every_processor_writes_the_same(monkeypatch):
+    found = []
+    for slow in (False, True):  # products by MKL, and by what serves an AMD processor
+        monkeypatch.setattr("keras_tfm.generation.products.is_slow_library", lambda slow=slow: slow)
+        model = fill_weights(tfm.CausalLM(tfm.models.gpt(**{**SIZES, "num_layers": 1})), 0.3)
+        found += [model.generate(2 * PROMPTS, 8, jit_compile=compiled) for compiled in (False, True)]
+    for each in found[1:]:
+        same(each, found[0])
+
+
+@on_torch
 @pytest.mark.parametrize(
     "way",
     [
