@@ -100,6 +100,7 @@ class Resume(keras.callbacks.Callback):
         self._input = Input(data, steps_per_epoch)
         if processes.index() == 0:
             self.files.open()
+        processes.gathered(None)  # none looks while the first still writes what the last `fit` left
         self._found = self.files.newest()
         steps = processes.gathered(None if self._found is None else self._found.facts["at"])
         if any(step != steps[0] for step in steps):
