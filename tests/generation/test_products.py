@@ -101,6 +101,7 @@ def test_transposed_matrices_of_few_rows_give_the_same(rows, copied, monkeypatch
 
 @pytest.fixture
 def amd(processor, monkeypatch):
+    """An AMD processor, on whatever this runs on."""
     monkeypatch.setattr(products, "is_slow_library", lambda: True)
 
 
