@@ -3,7 +3,8 @@
     python -m benchmarks.few_rows
 
 The matrices are those of the model of `benchmarks.generation`, in a chain within one compiled loop, as a step has them:
-whole, split by columns so that both halves could be multiplied at once, and with the weights as the left factor.
+whole, split by columns so that both halves could be multiplied at once, with the weights as the left factor, and as a batch
+of parts of their rows, as keras_tfm multiplies one row (`keras_tfm.ops.one_row`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from benchmarks.generation import SIZES
 from benchmarks.measure import alternate, reading_rate, save
+from keras_tfm.ops.one_row import PARTS
 
 LOOPS = 200
 
@@ -58,12 +60,24 @@ def chains() -> dict[str, tuple[Callable, object]]:
             x = normal(x + down @ jnp.tanh(up @ x), 0)
         return (x + 1e-3 * jnp.max(table @ x, 0, keepdims=True)).T
 
+    def parts(x, weights):
+        def product(x, matrix):
+            rows, width = x.shape
+            cut = matrix.reshape(PARTS, width // PARTS, -1)
+            return jnp.sum(x.reshape(rows, PARTS, -1).transpose(1, 0, 2) @ cut, 0)
+
+        table, pairs = weights
+        for up, down in pairs:
+            x = normal(x + product(jnp.tanh(product(x, up)), down), -1)
+        return x + 1e-3 * jnp.max(x @ table.T, -1, keepdims=True)
+
     table, pairs = matrices()
     halved = [(np.split(up, 2, axis=1), np.split(down, 2)) for up, down in pairs]
     return {
         "as they are": (whole, (table, pairs)),
         "in two halves": (halves, (np.split(table, 2), halved)),
         "weights left": (left, (table, [(up.T.copy(), down.T.copy()) for up, down in pairs])),
+        "in parts": (parts, (table, pairs)),
     }
 
 

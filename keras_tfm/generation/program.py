@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,10 +15,13 @@ import numpy as np
 from keras import ops
 
 from keras_tfm.generation.recorded import Kept, Recorded
-from keras_tfm.ops import kv_cache
+from keras_tfm.ops import kv_cache, one_row
 from keras_tfm.ops.backend import NAME, recording
 
 Tree = Any
+
+
+HELD = 1 << 20  # bytes that take longer to copy, for each call of a loop, than a variable to make
 
 
 def to_tensors(tree: Tree) -> Tree:
@@ -54,7 +60,9 @@ class Program:
         function: (*trees of tensors) -> tree of tensors; reads variables, changes none.
         traced: Called whenever the function is traced anew.
         inductor: On torch, have what `repeat` repeats compiled, rather than run operation by operation.
-        consumes: On JAX the first argument's memory may be taken for the result: the caller has no use for it any more.
+        consumes: The first argument's memory may be taken for the result, which has the same structure and shapes: the
+            caller has no use for it any more. On TensorFlow large tensors of the result are variables, which the next call
+            writes over; what else is given them reads them.
 
     Calling it takes the same arguments: nested dicts and lists of tensors and NumPy arrays, always of the same shapes.
     """
@@ -79,10 +87,10 @@ class Program:
             self._run = {"jax": self._jax, "tensorflow": self._tensorflow, "torch": self._torch}[NAME](arguments)
         return self._run(*arguments)
 
-    def _with_weights(self, values: list[Any], arguments: tuple[Tree, ...], matrices: Any = None) -> Tree:
+    def _with_weights(self, values: list[Any], arguments: tuple[Tree, ...], reshaped: Any = None) -> Tree:
         self.traced()
         mapping = list(zip(self._variables, values, strict=True))
-        with recording(matrices), keras.StatelessScope(state_mapping=mapping):
+        with recording(reshaped), keras.StatelessScope(state_mapping=mapping):
             return self.function(*arguments)
 
     def _jax(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
@@ -97,19 +105,41 @@ class Program:
     def _tensorflow(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
         import tensorflow as tf
 
-        def traced(*arguments):
+        structure = keras.tree.map_structure(lambda _: 0, arguments[0])  # the program outlives the tensors
+        none = [False] * len(keras.tree.flatten(structure))
+        large = [self.consumes and _is_large(x) for x in keras.tree.flatten(arguments[0])]
+
+        def traced(variables: list[Any], first: list[Any], *others: Tree) -> Tree:
             # Read once: XLA carries a variable that is read within a loop through all of its rounds. And reshaped once:
             # it takes a product of one row with a matrix that is reshaped on the spot for an element-wise loop.
             values = [tf.convert_to_tensor(variable.value) for variable in self._variables]
-            matrices = {}
-            for variable, value in zip(self._variables, values, strict=True):
-                if len(value.shape) == 3:
-                    for rows in (value.shape[0], value.shape[0] * value.shape[1]):
-                        matrices[id(variable), rows] = tf.reshape(value, (rows, -1))
-            return self._with_weights(values, arguments, matrices)
+            reshaped = {
+                (id(variable), *shape): tf.reshape(value, shape)
+                for variable, value in zip(self._variables, values, strict=True)
+                for shape in one_row.shapes(tuple(value.shape))
+            }
+            held = large if variables else none
+            given = _merged(held, map(tf.convert_to_tensor, variables), first)
+            given = keras.tree.pack_sequence_as(structure, given)
+            result = self._with_weights(values, (given, *others), reshaped)
+            if not variables:
+                return result
+            found, left = _apart(held, keras.tree.flatten(result))
+            for variable, value in zip(variables, found, strict=True):
+                variable.assign(value)
+            return left
 
         # A partial, for TensorFlow counts tracings by code object, and takes many programs for one that is traced anew.
-        return tf.function(functools.partial(traced), jit_compile=True, autograph=False)
+        compiled = tf.function(functools.partial(traced), jit_compile=True, autograph=False)
+
+        def call(first: Tree, *others: Tree) -> Tree:
+            held = none if tf.distribute.has_strategy() else large  # whose variables would be mirrored
+            variables, left = _apart(held, keras.tree.flatten(first))
+            variables = [x if isinstance(x, tf.Variable) else tf.Variable(x, trainable=False) for x in variables]
+            found = compiled(variables, [tf.convert_to_tensor(x) for x in left], *others)
+            return keras.tree.pack_sequence_as(first, _merged(held, variables, found)) if variables else found
+
+        return call
 
     def _torch(self, arguments: tuple[Tree, ...]) -> Callable[..., Tree]:
         def call(*arguments: Tree) -> Tree:
@@ -161,3 +191,18 @@ class Program:
                 )
             self._record = record, structure[0]
         return self._record
+
+
+def _is_large(x: Any) -> bool:
+    return math.prod(x.shape) * np.dtype(keras.backend.standardize_dtype(x.dtype)).itemsize >= HELD
+
+
+def _apart(which: list[bool], flat: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Those, and the others."""
+    return list(itertools.compress(flat, which)), list(itertools.compress(flat, map(operator.not_, which)))
+
+
+def _merged(which: list[bool], those: Iterable[Any], others: Iterable[Any]) -> list[Any]:
+    """The inverse of `_apart`."""
+    those, others = iter(those), iter(others)
+    return [next(those if each else others) for each in which]

@@ -33,23 +33,23 @@ def without_allocating() -> Iterator[None]:
 
 
 _recording = False
-_matrices: dict[tuple[int, int], Tensor] = {}
+_reshaped: dict[tuple[int, ...], Tensor] = {}
 
 
 @contextmanager
-def recording(matrices: dict[tuple[int, int], Tensor] | None = None) -> Iterator[None]:
+def recording(reshaped: dict[tuple[int, ...], Tensor] | None = None) -> Iterator[None]:
     """Inside, what is computed is written down once and run with other values: shapes must not depend on values.
 
     Args:
-        matrices: What `matrix` gives inside, by the identity of a variable and the number of rows.
+        reshaped: What the function of this name gives inside, by the identity of a variable and its new shape.
     """
-    global _recording, _matrices
-    before = _recording, _matrices
-    _recording, _matrices = True, matrices or {}
+    global _recording, _reshaped
+    before = _recording, _reshaped
+    _recording, _reshaped = True, reshaped or {}
     try:
         yield
     finally:
-        _recording, _matrices = before
+        _recording, _reshaped = before
 
 
 def is_recording() -> bool:
@@ -68,10 +68,11 @@ def is_xla() -> bool:
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(graph)
 
 
-def matrix(variable: Any, rows: int) -> Tensor:
-    """A weight as a matrix of so many rows."""
-    found = _matrices.get((id(variable), rows))
-    return keras.ops.reshape(keras.ops.convert_to_tensor(variable), (rows, -1)) if found is None else found
+def reshaped(variable: Any, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """A weight in another shape, all of whose sizes are known, and in this dtype."""
+    found = _reshaped.get((id(variable), *shape))
+    value = keras.ops.reshape(keras.ops.convert_to_tensor(variable), shape) if found is None else found
+    return keras.ops.cast(value, dtype)
 
 
 def read(variable: Any) -> Tensor:

@@ -11,12 +11,13 @@ from helpers import BACKEND, fill_weights, numpy
 from keras import ops
 
 import keras_tfm as tfm
+from keras_tfm.generation import program
 from keras_tfm.generation.batch import Batch
 from keras_tfm.generation.decoder import decoder_of, while_going
 from keras_tfm.generation.program import to_tensors
 from keras_tfm.generation.request import Request
 
-from .models import MODELS, PROMPTS, SIZES, VOCABULARY, logits_of, model_of, naive
+from .models import MODELS, PROMPTS, SIZES, VOCABULARY, like, logits_of, model_of, naive
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -150,6 +151,48 @@ def test_a_prefix_is_read_once():
         assert row.tolist() == naive(model, PROMPTS[1][:10] + ids, 8)
     assert model.generate([5], 8, prefix=prefix).tolist() == results[1].tolist()  # unchanged by its use
     assert model.generate([7], 4, prefix=model.prefix([6])).tolist() == naive(model, [6, 7], 4)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="where large tensors of a loop are variables")
+def test_a_loop_goes_on_in_the_memory_of_the_last_call(monkeypatch):
+    monkeypatch.setattr(program, "HELD", 1)
+    model = like(model_of("rotary, grouped"), 0.0)  # whose programs are made here
+    prefix = model.prefix(PROMPTS[1][:10])
+    batches = [Request(model, prompt, 40, prefix=prefix).batch() for prompt in ([5], [7])]
+
+    def memory():
+        arrays = keras.tree.flatten([batch.state["cache"] for batch in batches])
+        return [array.read_value()._numpy().__array_interface__["data"][0] for array in arrays]
+
+    for batch in batches:
+        batch.advance(3)
+        batch.advance(3)
+    before = memory()
+    for batch in batches:
+        batch.advance(3)
+    assert memory() == before
+    for first, batch in zip((5, 7), batches, strict=True):
+        batch.advance(3)
+        assert batch.tokens()[0].tolist() == naive(model, [*PROMPTS[1][:10], first], 12)
+    assert len(model.generate([5], 4, prefix=prefix)) == 4  # the prefix is nobody's loop's
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+def test_models_of_narrow_dtypes_write(policy):
+    model = fill_weights(tfm.CausalLM(tfm.models.gpt(**SIZES, position="rotary", dtype=policy)), 0.3)
+    result = model.generate(PROMPTS[1], 6, return_details=True)
+    expected = model.score(PROMPTS[1] + result.token_ids.tolist()).log_probs[-6:]
+    np.testing.assert_allclose(result.log_probs, expected, atol=0.3)
+    assert (result.log_probs > -3).all()  # the likeliest of 61, whatever the rounding
+
+
+def test_large_weights_are_multiplied_in_parts():
+    """On XLA and a CPU, by which the text is the same."""
+    sizes = {**SIZES, "hidden_dim": 256, "intermediate_dim": 1024, "num_layers": 1}
+    model = fill_weights(tfm.CausalLM(tfm.models.gpt(**sizes)), 0.3)
+    assert model.generate(PROMPTS[2], 6).tolist() == naive(model, PROMPTS[2], 6)
+    together = model.generate([PROMPTS[2], PROMPTS[0]], 6)
+    assert together[0].tolist() == naive(model, PROMPTS[2], 6)  # two rows are one product
 
 
 def test_scores_are_the_uncached_models():
