@@ -10,6 +10,7 @@ of parts of their rows, as keras_tfm multiplies one row (`keras_tfm.ops.one_row`
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from collections.abc import Callable
 
@@ -17,7 +18,6 @@ import numpy as np
 
 from benchmarks.generation import SIZES
 from benchmarks.measure import alternate, reading_rate, save
-from keras_tfm.ops.one_row import PARTS
 
 LOOPS = 200
 
@@ -36,6 +36,8 @@ def matrices() -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
 def chains() -> dict[str, tuple[Callable, object]]:
     """Name to a step, x and weights to x, and its weights."""
     import jax.numpy as jnp
+
+    from keras_tfm.ops.one_row import PARTS
 
     def normal(x, axis):
         return x / jnp.sqrt(jnp.mean(x * x, axis, keepdims=True) + 1e-6)
@@ -116,6 +118,7 @@ def table(record: dict) -> str:
 
 def main() -> None:
     """Run, print the table, keep the JSON."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     record = measure(parser.parse_args().rounds)
