@@ -4,7 +4,7 @@
 
 The matrices are those of the model of `benchmarks.generation`, in a chain within one compiled loop, as a step has them:
 whole, split by columns so that both halves could be multiplied at once, with the weights as the left factor, and as a batch
-of parts of their rows, as keras_tfm multiplies one row (`keras_tfm.ops.one_row`).
+of parts of their rows, as keras_tfm multiplies one row (`keras_tfm.ops.few_rows`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def chains() -> dict[str, tuple[Callable, object]]:
     """Name to a step, x and weights to x, and its weights."""
     import jax.numpy as jnp
 
-    from keras_tfm.ops.one_row import PARTS
+    from keras_tfm.ops.few_rows import PARTS
 
     def normal(x, axis):
         return x / jnp.sqrt(jnp.mean(x * x, axis, keepdims=True) + 1e-6)

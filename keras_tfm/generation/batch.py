@@ -129,7 +129,12 @@ class Batch:
         task: What is to be written.
         method: Logits to the next state: `decoder.advance`, or a hashable object called as it is.
         spare: Tokens that may be read and dropped again.
+
+    Attributes:
+        in_tiles: Caches may be laid out in tiles: what is read after the prompts is one token of each row at a time.
     """
+
+    in_tiles = True
 
     def __init__(self, decoder: Decoder, task: Task, method: Any = advance, spare: int = 0):
         self.decoder, self.task, self.method, self.spare = decoder, task, method, spare
@@ -157,7 +162,7 @@ class Batch:
         for row, prompt in enumerate(task.prompts):
             sequence[row, self.start - len(prompt) : self.start] = prompt
         state: State = {
-            "cache": decoder.grow(cache, self.capacity, spare),
+            "cache": decoder.grow(cache, self.capacity, spare, self.in_tiles),
             "token": np.zeros((self.rows,), np.int32),
             "sequence": sequence,
             "filled": np.int32(self.start),
@@ -239,7 +244,7 @@ class Batch:
                 grown[name] = kv_cache.lengthened(grown[name], more, len(grown[name].shape) - 1, fill)
         if "hidden" in grown:  # (rows, slots, width)
             grown["hidden"] = kv_cache.lengthened(grown["hidden"], more, 1)
-        grown["cache"] = self.decoder.grow(grown["cache"], self.capacity, self.spare)
+        grown["cache"] = self.decoder.grow(grown["cache"], self.capacity, self.spare, self.in_tiles)
         self.state = grown
         self._draw()
 

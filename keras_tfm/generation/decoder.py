@@ -106,14 +106,18 @@ class Decoder:
 
         return self.program("context", make, batch, capacity, dtype, spare, tuple(context.shape))(context)
 
-    def grow(self, cache: list, capacity: int, spare: int = 0) -> list:
-        """The cache with room for so many tokens; windowed blocks keep to their window and the spare ones."""
+    def grow(self, cache: list, capacity: int, spare: int = 0, in_tiles: bool = False) -> list:
+        """The cache with room for so many tokens; windowed blocks keep to their window and the spare ones.
+
+        `in_tiles`: as of `kv_cache.grow`.
+        """
         blocks = self.backbone.decoder_blocks if self.is_seq2seq else self.backbone.blocks
         grown = []
         for block, part in zip(blocks, cache, strict=True):
             window = block.attention.window
             wanted = capacity if window is None else min(capacity, window + spare)
-            grown.append({**part, "attention": kv_cache.grow(part["attention"], wanted, ring=window is not None)})
+            attention = kv_cache.grow(part["attention"], wanted, ring=window is not None, in_tiles=in_tiles)
+            grown.append({**part, "attention": attention})
         return grown
 
     def slim(self, cache: list) -> list:

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_tfm.generation.recorded import Kept, Recorded
-from keras_tfm.ops import kv_cache, one_row
+from keras_tfm.ops import few_rows, kv_cache
 from keras_tfm.ops.backend import NAME, recording
 
 Tree = Any
@@ -116,7 +116,7 @@ class Program:
             reshaped = {
                 (id(variable), *shape): tf.reshape(value, shape)
                 for variable, value in zip(self._variables, values, strict=True)
-                for shape in one_row.shapes(tuple(value.shape))
+                for shape in few_rows.shapes(tuple(value.shape))
             }
             held = large if variables else none
             given = _merged(held, map(tf.convert_to_tensor, variables), first)

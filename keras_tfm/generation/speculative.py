@@ -242,6 +242,8 @@ class Speculative(Batch):
     Attributes, in the state: rounds: () int32, how often the model was called behind the prompt.
     """
 
+    in_tiles = False  # a step reads several tokens at once
+
     def __init__(self, decoder: Decoder, task: Task, source: Draft | Lookup, count: int, limit: int | None):
         self.source, self.count = source, count
         most = len(task.prompts[0]) + int(task.max_new_tokens.max())

@@ -11,7 +11,7 @@ from keras_tfm.layers import position as positions_
 from keras_tfm.layers.attention import Attention
 from keras_tfm.layers.base import check_hidden, check_places, check_positive, check_sequence, pack, register, release
 from keras_tfm.layers.projection import project
-from keras_tfm.ops import backend, kv_cache, masks
+from keras_tfm.ops import backend, kv_cache, masks, tiles
 from keras_tfm.ops.places import at_places, masked_as
 from keras_tfm.ops.positions import default as default_positions
 
@@ -203,10 +203,11 @@ class MultiHeadSelfAttention(Attention):
             )
             sees_itself = padding_mask is None  # padding is not kept
             padding_mask, bias_positions = None, key_positions
-            key, value = (keras.ops.cast(t, query.dtype) for t in (key, value))
+            key, value = (tiles.cast(t, query.dtype) for t in (key, value))
         bias = None
         if scheme is not None:
-            bias = scheme.bias(query, key, positions, bias_positions, **self._projected(scheme, x))
+            keys = tiles.whole(key) if scheme.projected else key  # others ask for their positions alone
+            bias = scheme.bias(query, keys, positions, bias_positions, **self._projected(scheme, x))
         heads = tfm_ops.attention(
             query,
             key,

@@ -7,7 +7,7 @@ import math
 import keras
 from keras import ops
 
-from keras_tfm.ops import backend, one_row
+from keras_tfm.ops import backend, few_rows
 from keras_tfm.ops.backend import Tensor
 
 
@@ -34,8 +34,8 @@ def project(layer: keras.layers.Layer, x: Tensor) -> Tensor:
     width = math.prod(kernel.shape[:contracted])
     flat = ops.reshape(x, (-1, width))  # (batch * length, width)
     columns = math.prod(new)
-    if one_row.in_parts(flat, columns):
-        result = one_row.product(flat, kernel, columns)
+    result = few_rows.product(flat, kernel, columns)
+    if result is not None:
         result = result if layer.bias is None else result + ops.reshape(ops.convert_to_tensor(layer.bias), (-1,))
         return ops.reshape(result, (*lead, *new))
     matrix = backend.reshaped(kernel, (width, columns), layer.compute_dtype)

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_tfm.layers.base import Layer, check_positive, logical_axes, register
-from keras_tfm.ops import backend
+from keras_tfm.ops import backend, few_rows
 from keras_tfm.ops.shards import with_rows_split
 
 EXACT = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24}  # every integer up to this is a number of the dtype
@@ -118,11 +118,16 @@ class TokenEmbedding(Layer):
     def _products(self, x):
         """Of x and every row of the table."""
         plain = self.tied and self.table.quantization_mode is None and not self.table.lora_enabled
-        if backend.NAME == "tensorflow" and backend.is_recording() and plain and math.prod(x.shape) == x.shape[-1]:
-            # One row: XLA transposes the table element by element in front of the other product.
-            column = ops.reshape(ops.cast(x, self.compute_dtype), (-1, 1))
+        if plain and backend.is_recording() and None not in x.shape:
+            rows, width = math.prod(x.shape[:-1]), x.shape[-1]
+            flat = ops.reshape(ops.cast(x, self.compute_dtype), (rows, width))
             table = ops.cast(self.table.embeddings, self.compute_dtype)
-            return ops.reshape(ops.matmul(table, column), (*x.shape[:-1], -1))
+            found = few_rows.by_table(flat, table)
+            if found is None and backend.NAME == "tensorflow" and rows == 1:
+                # XLA transposes the table element by element in front of the other product.
+                found = ops.matmul(table, ops.reshape(flat, (width, 1)))
+            if found is not None:
+                return ops.reshape(found, (*x.shape[:-1], -1))
         return self.table(x, reverse=True)
 
     def projection(self, bias: Any = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keras_tfm.ops import kernels
+from keras_tfm.ops import kernels, tiles
 from keras_tfm.ops.backend import Tensor, static_shape
 from keras_tfm.ops.kernels import Request
 
@@ -36,7 +36,8 @@ def attention(
 
     Args:
         query: (batch, queries, heads, head_dim), a float dtype.
-        key: (batch, keys, kv_heads, head_dim); kv_heads divides heads (grouped-query attention, Ainslie et al. 2023).
+        key: (batch, keys, kv_heads, head_dim); kv_heads divides heads (grouped-query attention, Ainslie et al. 2023). Keys
+            and values may be `tiles.Tiles` of a cache.
         value: (batch, keys, kv_heads, value_dim).
         causal: query i sees keys up to i.
         window: causal: a query sees `window` keys up to and including itself; otherwise `window` on either side.
@@ -91,7 +92,10 @@ def attention(
         return_scores=return_scores,
     )
     _check(request)
-    output, weights = kernels.KERNELS[kernels.choose(request, kernel)].attend(request)
+    name = kernels.choose(request, kernel)
+    if name != "dense":
+        request.key, request.value = tiles.whole(request.key), tiles.whole(request.value)
+    output, weights = kernels.KERNELS[name].attend(request)
     return (output, weights) if return_scores else output
 
 

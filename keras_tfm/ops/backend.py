@@ -85,6 +85,19 @@ def read(variable: Any) -> Tensor:
     return tf.convert_to_tensor(value)
 
 
+def as_computed(x: Tensor) -> Tensor:
+    """x as a tensor of its own in a program of XLA's, which else makes it part of what follows, or of another order."""
+    if NAME == "jax":
+        import jax
+
+        return jax.lax.optimization_barrier(x)
+    if NAME == "tensorflow" and is_xla():
+        from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # no public name exists
+
+        return gen_xla_ops.xla_optimization_barrier([x])[0]
+    return x
+
+
 def implicit_mask(x: Tensor) -> Tensor | None:
     """The mask that Keras attached to `x`, as `Embedding(mask_zero=True)` does; None without one."""
     return get_keras_mask(x)

@@ -10,17 +10,22 @@ Only a row's real tokens are kept, in order: padding on either side leaves no tr
 rows would be alone. Rows end together: the last token of each lies in slot max(length) - 1, so that a step writes one
 slice for all of them. With a window the cache is a ring of `window` slots, and some to spare where tokens are to be
 dropped again.
+
+A cache that `grow` was allowed to lay out in tiles has keys and values as `keras_tfm.ops.tiles` says.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_tfm.ops.backend import NAME, Tensor, concrete
+from keras_tfm.ops import tiles
+from keras_tfm.ops.backend import NAME, Tensor, concrete, device
 
 Cache = dict[str, Tensor]
 
@@ -71,8 +76,11 @@ def update(
             pass the capacity: that raises where lengths can be read, and is the caller's to ensure in compiled code.
 
     Returns:
-        The updated cache, and keys, values and their positions to attend to.
+        The updated cache, and keys, values and their positions to attend to; keys and values may be `tiles.Tiles`.
     """
+    if is_tiled(cache) and (key.shape[1] != 1 or padding_mask is not None or ring):
+        after, *attended = update(untiled(cache), key, value, positions, padding_mask, ring=ring)
+        return tiled(after), *attended
     batch, capacity = ops.shape(cache["positions"])
     chunk = ops.shape(key)[1]
     positions = ops.broadcast_to(ops.cast(positions, "int32"), (batch, chunk))
@@ -109,9 +117,11 @@ def _stored(name: str, x: Tensor, cache: Cache) -> Cache:
     return {name: to_slots(name, units), f"{name}_scale": to_slots(name, scale)}
 
 
-def _restored(name: str, seen: Cache) -> Tensor:
-    """The inverse of `_stored`."""
+def _restored(name: str, seen: Cache) -> Any:
+    """The inverse of `_stored`; tiles as tiles."""
     x = seen[name]
+    if tiles.is_tiled(x):
+        return tiles.Tiles(name, x)
     if f"{name}_scale" in seen:
         x = ops.cast(x, "float32") * seen[f"{name}_scale"]
     return from_slots(name, x)
@@ -180,6 +190,8 @@ def _write(name: str, into: Tensor, new: Tensor, start: Tensor) -> Tensor:
         places = start + torch.arange(new.shape[axis], device=into.device)
         put = into.index_copy_ if _in_place else into.index_copy
         return put(axis, places, new)
+    if tiles.is_tiled(into):
+        return tiles.write(name, into, new, start)
     flat = squeezed(into)
     places = [0] * len(flat.shape)
     places[axis - len(into.shape)] = start
@@ -187,11 +199,13 @@ def _write(name: str, into: Tensor, new: Tensor, start: Tensor) -> Tensor:
 
 
 def squeezed(array: Tensor) -> Tensor:
-    """An array of a cache, batch and heads as one axis where one of them is 1, as XLA's products then have them.
+    """An array of a cache as XLA's products have it: batch and heads as one axis where one of them is 1, tiles flat.
 
     What a loop carries in this form is overwritten in place. In the other it is copied, several times in each step: the
     product wants the short form of what was written, and XLA makes that from a copy of its own. On torch it stays as it is.
     """
+    if tiles.is_tiled(array):
+        return tiles.flat(array)
     if NAME == "torch" or len(array.shape) < 4 or 1 not in array.shape[:2]:
         return array
     return ops.reshape(array, (array.shape[0] * array.shape[1], *array.shape[2:]))
@@ -223,7 +237,8 @@ def _check_room(cache: Cache, count: Tensor, ring: bool) -> None:
 
 def gather_rows(cache: Cache, rows: Tensor) -> Cache:
     """The cache with its batch rows picked anew, as beam search does. `rows`: (new_batch,) int."""
-    return {name: ops.take(array, rows, axis=0) for name, array in cache.items()}
+    axes = {name: tiles.rows_axis(name) if tiles.is_tiled(array) else 0 for name, array in cache.items()}
+    return {name: ops.take(array, rows, axis=axes[name]) for name, array in cache.items()}
 
 
 def drop_last(cache: Cache, count: Tensor) -> Cache:
@@ -243,15 +258,66 @@ def lengthened(array: Tensor, more: int, axis: int, fill: int = 0) -> Tensor:
     return ops.concatenate([array, ops.full(shape, fill, keras.backend.standardize_dtype(array.dtype))], axis)
 
 
-def grow(cache: Cache, capacity: int, *, ring: bool = False) -> Cache:
-    """The cache with room for `capacity` tokens. A ring is laid out anew, for it may have come round."""
+def grow(cache: Cache, capacity: int, *, ring: bool = False, in_tiles: bool = False) -> Cache:
+    """The cache with room for `capacity` tokens. A ring is laid out anew, for it may have come round.
+
+    Args:
+        in_tiles: It may be laid out in tiles: one token of each row is read at a time from here on.
+    """
     more = capacity - cache["positions"].shape[1]
+    if in_tiles and not ring and _tiles_pay(cache, capacity):
+        if not is_tiled(cache):
+            short = -cache["positions"].shape[1] % tiles.WIDTH
+            return grow(tiled(cache | _lengthened(cache, short)), capacity, in_tiles=True)
+    elif is_tiled(cache):
+        cache = untiled(cache)
     if more <= 0:
         return cache
-    grown = {}
-    for name, array in cache.items():
-        if name != "length":
-            grown[name] = lengthened(array, more, _SLOT_AXIS[name], -1 if name == "positions" else 0)
+    grown = _lengthened(cache, more)
     if ring:
         grown = _newest(grown, cache["length"], capacity)
     return {**grown, "length": cache["length"]}
+
+
+def _lengthened(cache: Cache, more: int) -> Cache:
+    """The arrays of the cache with so many empty slots behind the others."""
+    grown = {}
+    for name, array in cache.items():
+        if tiles.is_tiled(array):
+            axis, count = tiles.lengthened_by(name, more)
+            grown[name] = lengthened(array, count, axis)
+        elif name != "length":
+            grown[name] = lengthened(array, more, _SLOT_AXIS[name], -1 if name == "positions" else 0)
+    return grown
+
+
+def is_tiled(cache: Cache) -> bool:
+    """Whether its keys are in tiles; then values are where their width allows it."""
+    return tiles.is_tiled(cache["key"])
+
+
+def tiled(cache: Cache) -> Cache:
+    """The cache in tiles; its capacity must be a multiple of a tile's width."""
+    value = cache["value"] if cache["value"].shape[3] % tiles.WIDTH else tiles.tiled("value", cache["value"])
+    return {**cache, "key": tiles.tiled("key", cache["key"]), "value": value}
+
+
+def untiled(cache: Cache) -> Cache:
+    """The inverse of `tiled`."""
+    return {name: tiles.untiled(name, array) if tiles.is_tiled(array) else array for name, array in cache.items()}
+
+
+def _tiles_pay(cache: Cache, capacity: int) -> bool:
+    """Whether products read tiles sooner: of many small matrices, which XLA's CPU multiplies one by one."""
+    batch, heads, *_ = cache["value"].shape
+    head_dim = math.prod(cache["value"].shape[2:]) // cache["positions"].shape[1]
+    return (
+        NAME != "torch"
+        and device() == "cpu"
+        and batch > 1  # one row's are its own: the cores share what Eigen does for it
+        and batch * heads * head_dim * capacity >= tiles.LEAST
+        and keras.backend.standardize_dtype(cache["key"].dtype) == "float32"
+        and capacity % tiles.WIDTH == 0
+        and capacity <= tiles.MOST
+        and keras.distribution.distribution() is None
+    )

@@ -16,6 +16,8 @@ from keras_tfm.generation.batch import Batch
 from keras_tfm.generation.decoder import decoder_of, while_going
 from keras_tfm.generation.program import to_tensors
 from keras_tfm.generation.request import Request
+from keras_tfm.ops import kv_cache, tiles
+from keras_tfm.ops.backend import device
 
 from .models import MODELS, PROMPTS, SIZES, VOCABULARY, like, logits_of, model_of, naive
 
@@ -51,6 +53,36 @@ def test_caches_grow_without_a_seam():
     assert long.tolist()[:12] == naive(model, PROMPTS[0], 12)
     for cut in (124, 190, 260):
         assert int(logits_of(model, PROMPTS[0] + long.tolist()[:cut]).argmax()) == long[cut]
+
+
+@pytest.mark.parametrize("name", ["rotary, grouped", "relative, sinks", "windows in turn"])
+def test_rows_in_tiles_are_written_as_without(name, monkeypatch):
+    """Past the slots that tiles are for, too, where they are laid out as the others are again."""
+    monkeypatch.setattr(tiles, "LEAST", 1)
+    monkeypatch.setattr(tiles, "MOST", 128)
+    model = like(model_of(name), 0.0)  # whose programs are made here
+    batch = Request(model, PROMPTS, 115).batch()
+    in_tiles = [kv_cache.is_tiled(part["attention"]) for part in batch.state["cache"]]
+    windows = [block.attention.window for block in model.backbone.blocks]
+    assert in_tiles == [BACKEND != "torch" and device() == "cpu" and window is None for window in windows]
+    found = model.generate(PROMPTS, 115, return_details=True)
+    monkeypatch.setattr(tiles, "MOST", 0)
+    for result, expected in zip(found, model_of(name).generate(PROMPTS, 115, return_details=True), strict=True):
+        assert result.token_ids.tolist() == expected.token_ids.tolist()
+        np.testing.assert_allclose(result.log_probs, expected.log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3, "num_return_sequences": 2}, {"penalty_alpha": 0.6, "top_k": 3}], ids=str
+)
+def test_searches_in_tiles_find_the_same(options, monkeypatch):
+    monkeypatch.setattr(tiles, "LEAST", 1)
+    found = like(model_of("rotary, grouped"), 0.0).generate(PROMPTS, 8, **options)
+    monkeypatch.setattr(tiles, "MOST", 0)
+    expected = model_of("rotary, grouped").generate(PROMPTS, 8, **options)
+    assert [np.asarray(x).tolist() for x in keras.tree.flatten(found)] == [
+        np.asarray(x).tolist() for x in keras.tree.flatten(expected)
+    ]
 
 
 def test_a_length_in_a_known_bucket_compiles_nothing():
@@ -186,13 +218,15 @@ def test_models_of_narrow_dtypes_write(policy):
     assert (result.log_probs > -3).all()  # the likeliest of 61, whatever the rounding
 
 
-def test_large_weights_are_multiplied_in_parts():
-    """On XLA and a CPU, by which the text is the same."""
+def test_large_weights_are_multiplied_in_parts(monkeypatch):
+    """On XLA and a CPU, by which the text is the same; values in tiles, too, for which smaller heads are too narrow."""
+    monkeypatch.setattr(tiles, "LEAST", 1)
     sizes = {**SIZES, "hidden_dim": 256, "intermediate_dim": 1024, "num_layers": 1}
     model = fill_weights(tfm.CausalLM(tfm.models.gpt(**sizes)), 0.3)
     assert model.generate(PROMPTS[2], 6).tolist() == naive(model, PROMPTS[2], 6)
-    together = model.generate([PROMPTS[2], PROMPTS[0]], 6)
-    assert together[0].tolist() == naive(model, PROMPTS[2], 6)  # two rows are one product
+    together = model.generate([PROMPTS[2], PROMPTS[0]], 6)  # whose weights are left factors
+    assert together[0].tolist() == naive(model, PROMPTS[2], 6)
+    assert together[1].tolist() == naive(model, PROMPTS[0], 6)
 
 
 def test_scores_are_the_uncached_models():
@@ -230,15 +264,19 @@ def test_bad_calls(prompts, options, words):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="reads what XLA makes of the loop, which JAX shows")
-@pytest.mark.parametrize("rows", [1, 2])
-def test_the_loop_overwrites_its_caches_in_place(rows):
+@pytest.mark.parametrize(("rows", "in_tiles"), [(1, False), (2, False), (2, True)])
+def test_the_loop_overwrites_its_caches_in_place(rows, in_tiles, monkeypatch):
     """A copy of a layer's cache in every step costs as much as reading its weights."""
     import re
 
     import jax
 
     model = model_of("rotary, grouped")
+    if in_tiles:
+        monkeypatch.setattr(tiles, "LEAST", 1)
+        model = fill_weights(tfm.CausalLM(tfm.models.gpt(**{**SIZES, "hidden_dim": 256}, position="rotary")), 0.3)
     batch = Request(model, PROMPTS[:rows], 20).batch()
+    assert [kv_cache.is_tiled(part["attention"]) for part in batch.state["cache"]] == [in_tiles] * 2
     until = np.int32(10)
 
     def loop(state, arrays, until):
@@ -248,7 +286,9 @@ def test_the_loop_overwrites_its_caches_in_place(rows):
     body = re.search(r" while\(.*body=%?([\w.-]+)", text).group(1)
     body = text[re.search(rf"^%?{re.escape(body)} ", text, re.MULTILINE).start() :]
     body = body[: body.index("\n}")]
-    large = [line for line in body.splitlines() if re.search(r"= f32\[(\d+,)*128(,\d+)*\]\S* copy\(", line)]
+    copies = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", body)
+    elements = batch.state["cache"][0]["attention"]["key"].size
+    large = [shape for shape in copies if np.prod([int(size) for size in shape.split(",")]) >= elements]
     assert " copy(" in body, "XLA writes them another way now; look again"
     assert not large
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from keras_tfm.ops import random
+from keras_tfm.ops import random, tiles
 from keras_tfm.ops.backend import Tensor
 from keras_tfm.ops.kernels.request import Request
 
@@ -21,7 +21,8 @@ def refuses(request: Request) -> str | None:
 def attend(request: Request) -> tuple[Tensor, Tensor]:
     """As `reference.attend`; of rows without keys the weights are zero only where they were asked for."""
     batch, queries, heads, head_dim = ops.shape(request.query)
-    keys, groups, kv_heads = ops.shape(request.key)[1], request.groups, request.num_key_value_heads
+    keys = request.key.shape[1] if isinstance(request.key, tiles.Tiles) else ops.shape(request.key)[1]
+    groups, kv_heads = request.groups, request.num_key_value_heads
     dtype = request.query.dtype
     wide = "float64" if str(dtype).endswith("float64") else "float32"
 
@@ -30,10 +31,7 @@ def attend(request: Request) -> tuple[Tensor, Tensor]:
         request.query * ops.cast(request.scale, dtype), (0, 2, 1, 3)
     )  # (batch, heads, queries, head_dim)
     query = ops.reshape(query, (batch, kv_heads, groups * queries, head_dim)) if groups > 1 else query
-    key = ops.transpose(request.key, (0, 2, 3, 1))  # (batch, kv_heads, head_dim, keys)
-    value = ops.transpose(request.value, (0, 2, 1, 3))  # (batch, kv_heads, keys, head_dim)
-
-    logits = ops.cast(ops.matmul(query, key), wide)  # (batch, kv_heads, groups * queries, keys)
+    logits = ops.cast(_product(query, request.key, (0, 2, 3, 1)), wide)  # (batch, kv_heads, groups * queries, keys)
     logits = ops.reshape(logits, (batch, heads, queries, keys)) if groups > 1 else logits
     if request.softcap is not None:
         logits = request.softcap * ops.tanh(logits / request.softcap)
@@ -57,8 +55,15 @@ def attend(request: Request) -> tuple[Tensor, Tensor]:
 
     dropped = random.dropout(ops.cast(weights, dtype), request.dropout, request.seed)
     dropped = ops.reshape(dropped, (batch, kv_heads, groups * queries, keys)) if groups > 1 else dropped
-    output = ops.matmul(dropped, value)  # (batch, kv_heads, groups * queries, value_dim)
-    output = ops.reshape(output, (batch, heads, queries, value.shape[-1])) if groups > 1 else output
+    output = _product(dropped, request.value, (0, 2, 1, 3))  # (batch, kv_heads, groups * queries, value_dim)
+    output = ops.reshape(output, (batch, heads, queries, request.value.shape[3])) if groups > 1 else output
     if alive is not None:  # rows without keys are zeroed where that is cheapest: head_dim columns, not `keys`
         output = output * ops.cast(alive, dtype)
     return ops.transpose(output, (0, 2, 1, 3)), weights
+
+
+def _product(x: Tensor, other: Tensor | tiles.Tiles, order: tuple[int, ...]) -> Tensor:
+    """(batch, kv_heads, n, k) times keys or values, whose axes in this order are (batch, kv_heads, k, m)."""
+    if isinstance(other, tiles.Tiles):
+        return other.times(x)
+    return ops.matmul(x, ops.transpose(other, order))
