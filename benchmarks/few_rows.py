@@ -3,8 +3,8 @@
     python -m benchmarks.few_rows
 
 The matrices are those of the model of `benchmarks.generation`, in a chain within one compiled loop, as a step has them:
-whole, split by columns so that both halves could be multiplied at once, with the weights as the left factor, and as a batch
-of parts of their rows, as keras_tfm multiplies one row (`keras_tfm.ops.few_rows`).
+whole, split by columns so that both halves could be multiplied at once, with the weights, in another layout, as the left
+factor, as a batch of parts of their rows, and as keras_tfm multiplies as many rows (`keras_tfm.ops.few_rows`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def chains() -> dict[str, tuple[Callable, object]]:
     """Name to a step, x and weights to x, and its weights."""
     import jax.numpy as jnp
 
-    from keras_tfm.ops.few_rows import PARTS
+    from keras_tfm.ops.backend import recording
+    from keras_tfm.ops.few_rows import PARTS, by_table, product
 
     def normal(x, axis):
         return x / jnp.sqrt(jnp.mean(x * x, axis, keepdims=True) + 1e-6)
@@ -62,15 +63,23 @@ def chains() -> dict[str, tuple[Callable, object]]:
             x = normal(x + down @ jnp.tanh(up @ x), 0)
         return (x + 1e-3 * jnp.max(table @ x, 0, keepdims=True)).T
 
+    def ours(x, weights):
+        table, pairs = weights
+        with recording():
+            for up, down in pairs:
+                x = normal(x + product(jnp.tanh(product(x, up, up.shape[1])), down, down.shape[1]), -1)
+            logits = by_table(x, table)
+        return x + 1e-3 * jnp.max(x @ table.T if logits is None else logits, -1, keepdims=True)
+
     def parts(x, weights):
-        def product(x, matrix):
+        def multiplied(x, matrix):
             rows, width = x.shape
             cut = matrix.reshape(PARTS, width // PARTS, -1)
             return jnp.sum(x.reshape(rows, PARTS, -1).transpose(1, 0, 2) @ cut, 0)
 
         table, pairs = weights
         for up, down in pairs:
-            x = normal(x + product(jnp.tanh(product(x, up)), down), -1)
+            x = normal(x + multiplied(jnp.tanh(multiplied(x, up)), down), -1)
         return x + 1e-3 * jnp.max(x @ table.T, -1, keepdims=True)
 
     table, pairs = matrices()
@@ -80,6 +89,7 @@ def chains() -> dict[str, tuple[Callable, object]]:
         "in two halves": (halves, (np.split(table, 2), halved)),
         "weights left": (left, (table, [(up.T.copy(), down.T.copy()) for up, down in pairs])),
         "in parts": (parts, (table, pairs)),
+        "as keras_tfm": (ours, (table, pairs)),
     }
 
 
